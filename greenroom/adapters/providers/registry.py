@@ -1,0 +1,70 @@
+"""Kinds of providers by name, loaded when first used: a session pays only for the kinds it runs."""
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
+
+from ...domain.errors import CapabilityNotSupported, ValidationError
+from ...domain.provider import Provider, ProviderDeclaration
+
+_KINDS = {
+    "scripted": "greenroom.adapters.providers.scripted:ScriptedProvider",
+    "shell": "greenroom.adapters.providers.shell:ShellProvider",
+    "anthropic": "greenroom.adapters.providers.anthropic_messages:AnthropicProvider",
+}
+
+_LATER_KINDS = ("claude-code", "codex", "amp", "acp")
+
+BUILT_IN_DECLARATIONS: Mapping[str, ProviderDeclaration] = {
+    "scripted": ProviderDeclaration(name="scripted", kind="scripted"),
+    "shell": ProviderDeclaration(name="shell", kind="shell"),
+    "claude": ProviderDeclaration(name="claude", kind="anthropic"),
+}
+"""The providers that are there without declaration."""
+
+
+class ProviderClass(Protocol):
+    """What a kind is: a class whose instances are providers, and that can check options without making one."""
+
+    def __call__(self, name: str) -> Provider: ...
+
+    def check_options(self, options: Mapping[str, Any], *, field: str) -> object: ...
+
+
+def provider_class(kind: str) -> ProviderClass:
+    """The class of a built-in kind, or of `package.module:Class`. ValidationError if there is no such thing."""
+    if kind in _LATER_KINDS:
+        raise CapabilityNotSupported(
+            f"Provider kind {kind!r} is not in this version; there are {', '.join(_KINDS)}.",
+            details={"field": "kind", "kind": kind},
+        )
+    path = _KINDS.get(kind, kind)
+    module_name, _, class_name = path.partition(":")
+    if not class_name:
+        near = difflib.get_close_matches(kind, _KINDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(_KINDS)}, and package.module:Class."
+        raise ValidationError(f"Provider kind {kind!r} is not known; {hint}", details={"field": "kind"})
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as exc:
+        raise ValidationError(
+            f"Provider kind {kind!r} cannot be loaded ({exc}); check the path package.module:Class.",
+            details={"field": "kind"},
+        ) from exc
+    return cast("ProviderClass", found)
+
+
+def declaration(name: str, declared: Mapping[str, Any]) -> ProviderDeclaration:
+    """A declaration as it stands in the configuration: `kind`, and the options of that kind, checked."""
+    options = dict(declared)
+    kind = options.pop("kind", None)
+    if kind is None and name in BUILT_IN_DECLARATIONS:
+        kind = BUILT_IN_DECLARATIONS[name].kind
+    if not isinstance(kind, str):
+        raise ValidationError(
+            f"providers.{name}.kind is missing; give one of {', '.join(_KINDS)}, or package.module:Class.",
+            details={"field": f"providers.{name}.kind"},
+        )
+    provider_class(kind).check_options(options, field=f"providers.{name}")
+    return ProviderDeclaration(name=name, kind=kind, options=options)

@@ -1,0 +1,120 @@
+"""The provider port: what a session asks of an agent, and what the agent answers."""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from .event import EventType
+from .run_input import Message
+from .token_usage import TokenUsage
+from .tool import Toolbox
+
+
+class CapabilityType(StrEnum):
+    """What kind of thing a provider can do."""
+
+    TOOL = "tool"
+    RESOURCE = "resource"
+    PROMPT = "prompt"
+    SAMPLING = "sampling"
+    FILE_ACCESS = "file_access"
+    NETWORK_ACCESS = "network_access"
+    CODE_EXECUTION = "code_execution"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capability:
+    """One thing that a provider can do."""
+
+    name: str
+    type: CapabilityType
+    description: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderRequest:
+    """One attempt at one run."""
+
+    session_id: str
+    run_id: str
+    attempt: int
+    run_number: int
+    """Which run of the session this is, from 1, in the order in which they were queued."""
+    messages: tuple[Message, ...]
+    system_prompt: str | None
+    model: str | None
+    """None: the provider's own default."""
+    max_turns: int | None
+    options: Mapping[str, Any]
+    """The declared options of the provider with the run's own laid over them."""
+    tools: Toolbox
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderEvent:
+    """Something that happened at the provider, already under Greenroom's names.
+
+    Lifecycle events are not the provider's to give: run_* and session_* come from the session alone.
+    """
+
+    type: EventType
+    data: dict[str, Any]
+    timestamp_us: int | None = None
+    """When the provider says that it happened; None: now."""
+    metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderOutcome:
+    """The last thing that a successful attempt gives."""
+
+    content: str
+    stop_reason: str
+    token_usage: TokenUsage
+    """Totals over the whole attempt."""
+    model: str | None = None
+    cost_usd: float | None = None
+    turn_count: int = 1
+    structured: Any = None
+    metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Provider(Protocol):
+    """An agent, or a model behind an API. One instance serves one session; several runs may be under way at once."""
+
+    def capabilities(self) -> tuple[Capability, ...]:
+        """What it can do."""
+        ...
+
+    def execute(self, request: ProviderRequest) -> AsyncIterator[ProviderEvent | ProviderOutcome]:
+        """Carry out one attempt: any number of events, then exactly one outcome, then the end.
+
+        Failure is a raised GreenroomError (a foreign exception has been translated). A tool call that was reported
+        started and not ended when the attempt fails or is cancelled is closed by the session. Cancellation is
+        asyncio's: when the consuming task is cancelled, whatever the attempt started (connections, processes) is
+        gone within 5 s.
+        token_usage_updated carries totals of the attempt so far, never increments.
+        """
+        ...
+
+    async def interrupt(self, run_id: str) -> None:
+        """Ask the attempt politely to stop its turn; CapabilityNotSupported where it can only be cancelled."""
+        ...
+
+    async def steer(self, run_id: str, message: str) -> None:
+        """Hand a message to the running attempt; CapabilityNotSupported where that cannot be done."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release what the instance holds; no attempt is under way."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderDeclaration:
+    """A provider under a name: its kind and the options of that kind. Holds names of secrets, never secrets."""
+
+    name: str
+    kind: str
+    options: dict[str, Any] = field(default_factory=dict[str, Any])

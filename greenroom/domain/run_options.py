@@ -1,0 +1,96 @@
+"""The options of a run, with their defaults in one place."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+from .errors import ValidationError
+
+DEFAULT_DEADLINE_S = 600.0
+DEFAULT_MAX_ATTEMPTS = 3
+
+
+class OnCrash(StrEnum):
+    """What becomes of a run whose process died under it."""
+
+    FAIL = "fail"
+    """It ends failed with run_interrupted: nothing is done twice."""
+    RETRY = "retry"
+    """It runs again as the next attempt, up to max_attempts: what it did may be done twice."""
+
+
+class Busy(StrEnum):
+    """What a submit does when no slot is free."""
+
+    ENQUEUE = "enqueue"
+    REJECT = "reject"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How a run is to be carried out. Checked when made: a bad value raises ValidationError that names the field."""
+
+    provider: str | None = None
+    provider_options: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Options of the provider's kind, laid over the declared ones."""
+    model: str | None = None
+    deadline_s: float = DEFAULT_DEADLINE_S
+    """Seconds from the start of the first attempt; waiting in the queue does not count, a crash does not reset it."""
+    max_turns: int | None = None
+    metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+    on_crash: OnCrash = OnCrash.FAIL
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+    busy: Busy = Busy.ENQUEUE
+
+    def __post_init__(self) -> None:
+        if not self.deadline_s > 0 or self.deadline_s == float("inf"):
+            raise ValidationError(
+                f"options.deadline_s is {self.deadline_s}; it must be a positive, finite number of seconds.",
+                details={"field": "options.deadline_s"},
+            )
+        for name in ("max_turns", "max_attempts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValidationError(
+                    f"options.{name} is {value}; it must be at least 1.", details={"field": f"options.{name}"}
+                )
+
+
+DEFAULT_RUN_OPTIONS = RunOptions()
+
+LATER_OPTIONS = frozenset(
+    {
+        "router",
+        "permission_mode",
+        "continuation",
+        "continuation_limits",
+        "workspace",
+        "policy",
+        "policies",
+        "required_capabilities",
+        "optional_capabilities",
+        "retry_budget_s",
+        "priority",
+        "response_schema",
+    }
+)
+"""Names that the public contract reserves and this version cannot honour: refused with capability_not_supported."""
+
+
+def given_options(options: RunOptions) -> dict[str, Any]:
+    """The options that differ from their defaults, as JSON-safe values: what an event keeps."""
+    return {
+        item.name: value.value if isinstance(value, StrEnum) else value
+        for item in fields(RunOptions)
+        if (value := getattr(options, item.name)) != getattr(DEFAULT_RUN_OPTIONS, item.name)
+    }
+
+
+def merge_options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's options over its session's defaults; mappings are merged key by key, everything else is replaced."""
+    merged = {**defaults, **given}
+    for name in ("provider_options", "metadata"):
+        if name in defaults and name in given:
+            merged[name] = {**defaults[name], **given[name]}
+    return merged

@@ -1,0 +1,170 @@
+"""The Session record, and the table of what may become of a session."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from .errors import InvalidTransition, ValidationError
+from .event import EventType
+
+
+class SessionStatus(StrEnum):
+    """Where a session stands."""
+
+    PENDING = "pending"
+    ACTIVE = "active"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        return not SESSION_TRANSITIONS[self]
+
+
+SESSION_TRANSITIONS: Mapping[SessionStatus, Mapping[EventType, SessionStatus]] = {
+    SessionStatus.PENDING: {
+        EventType.SESSION_STARTED: SessionStatus.ACTIVE,
+        EventType.SESSION_FAILED: SessionStatus.FAILED,
+        EventType.SESSION_CANCELLED: SessionStatus.CANCELLED,
+    },
+    SessionStatus.ACTIVE: {
+        EventType.SESSION_PAUSED: SessionStatus.PAUSED,
+        EventType.SESSION_COMPLETED: SessionStatus.COMPLETED,
+        EventType.SESSION_FAILED: SessionStatus.FAILED,
+        EventType.SESSION_CANCELLED: SessionStatus.CANCELLED,
+    },
+    SessionStatus.PAUSED: {
+        EventType.SESSION_RESUMED: SessionStatus.ACTIVE,
+        EventType.SESSION_COMPLETED: SessionStatus.COMPLETED,
+        EventType.SESSION_FAILED: SessionStatus.FAILED,
+        EventType.SESSION_CANCELLED: SessionStatus.CANCELLED,
+    },
+    SessionStatus.COMPLETED: {},
+    SessionStatus.FAILED: {},
+    SessionStatus.CANCELLED: {},
+}
+"""(status, event) -> status. What is not in the table is refused and changes nothing."""
+
+
+def next_session_status(status: SessionStatus, event_type: EventType) -> SessionStatus:
+    """The status after the event, or InvalidTransition if the table has no such move."""
+    try:
+        return SESSION_TRANSITIONS[status][event_type]
+    except KeyError:
+        raise InvalidTransition(
+            f"A session that is {status} cannot take {event_type}; nothing was changed.",
+            details={"status": status.value, "event": event_type.value},
+        ) from None
+
+
+DEFAULT_MAX_CONCURRENT_RUNS = 1
+DEFAULT_MAX_QUEUED_RUNS = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSpec:
+    """What a session is opened with. Checked when made: a bad value raises ValidationError that names the field."""
+
+    agent_id: str = "agent"
+    provider: str | None = None
+    """Name of the declared provider that runs use unless they say otherwise; None: the runtime's default."""
+    context: dict[str, Any] = field(default_factory=dict[str, Any])
+    metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+    tags: tuple[str, ...] = ()
+    parent_session_id: str | None = None
+    max_concurrent_runs: int = DEFAULT_MAX_CONCURRENT_RUNS
+    max_queued_runs: int = DEFAULT_MAX_QUEUED_RUNS
+    """How many runs may wait; a run that finds a free slot does not count. 0 is legal."""
+    run_defaults: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Run options that hold for every run of the session unless the run gives its own."""
+
+    def __post_init__(self) -> None:
+        if not self.agent_id:
+            raise ValidationError("agent_id is empty; give the agent a name.", details={"field": "agent_id"})
+        if self.max_concurrent_runs < 1:
+            raise ValidationError(
+                f"max_concurrent_runs is {self.max_concurrent_runs}; it must be at least 1.",
+                details={"field": "max_concurrent_runs"},
+            )
+        if self.max_queued_runs < 0:
+            raise ValidationError(
+                f"max_queued_runs is {self.max_queued_runs}; it must be at least 0.",
+                details={"field": "max_queued_runs"},
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A session as its events have made it."""
+
+    id: str
+    agent_id: str
+    status: SessionStatus
+    parent_session_id: str | None
+    metadata: dict[str, Any]
+    context: dict[str, Any]
+    tags: tuple[str, ...]
+    created_at: datetime
+    updated_at: datetime
+    epoch: int
+    """How often the session has been taken over by an owner; only the newest owner can write."""
+    provider: str
+    max_concurrent_runs: int
+    max_queued_runs: int
+    run_defaults: dict[str, Any]
+    error: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON-safe values, times in ISO 8601."""
+        return {
+            "id": self.id,
+            "agent_id": self.agent_id,
+            "status": self.status.value,
+            "parent_session_id": self.parent_session_id,
+            "metadata": self.metadata,
+            "context": self.context,
+            "tags": list(self.tags),
+            "created_at": self.created_at.isoformat(),
+            "updated_at": self.updated_at.isoformat(),
+            "epoch": self.epoch,
+            "provider": self.provider,
+            "max_concurrent_runs": self.max_concurrent_runs,
+            "max_queued_runs": self.max_queued_runs,
+            "run_defaults": self.run_defaults,
+            "error": self.error,
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Session":
+        """The inverse of `to_dict`."""
+        values: dict[str, Any] = {
+            **record,
+            "status": SessionStatus(record["status"]),
+            "tags": tuple(record["tags"]),
+            "created_at": datetime.fromisoformat(record["created_at"]),
+            "updated_at": datetime.fromisoformat(record["updated_at"]),
+        }
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionState:
+    """What a live session is doing right now (the answer of `status()`)."""
+
+    session_id: str
+    state: SessionStatus
+    draining: bool
+    epoch: int
+    queued: tuple[str, ...]
+    """Run ids that wait, in the order in which they will start."""
+    in_flight: tuple[str, ...]
+    """Run ids that hold a slot, in the order in which they started."""
+    max_concurrent_runs: int
+    max_queued_runs: int
+    subscribers: int
+    pending_approvals: tuple[dict[str, Any], ...]
+    last_seq: int
