@@ -1,12 +1,12 @@
 """The event log port: the one place where what happened is kept, and the only way to write."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from .errors import ValidationError
-from .event import Event, EventType, NewEvent
+from .event import Event, EventType, NewEvent, to_microseconds
 from .run import Run
 from .session import Session
 
@@ -18,6 +18,28 @@ class Committed(NamedTuple):
 
     first_seq: int
     recorded_at_us: int
+
+
+class CommittedBatch(Protocol):
+    """Consecutive events of one session that are durable now."""
+
+    @property
+    def first_seq(self) -> int: ...
+
+    @property
+    def last_seq(self) -> int: ...
+
+    @property
+    def size(self) -> int:
+        """Bytes in memory, roughly."""
+        ...
+
+    def events(self) -> list[Event]:
+        """The events; decoded at each call."""
+        ...
+
+
+CommitListener = Callable[[CommittedBatch], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +75,14 @@ class EventQuery:
         """Whether it looks at more than seq."""
         return self.run_id is not None or self.types is not None or self.since_us is not None
 
+    def matches(self, event: Event) -> bool:
+        """Whether the event passes the filters; the bounds of seq are not looked at."""
+        return (
+            (self.run_id is None or event.run_id == self.run_id)
+            and (self.types is None or event.type in self.types)
+            and (self.since_us is None or to_microseconds(event.timestamp) > self.since_us)
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRecords:
@@ -75,8 +105,16 @@ class EventLog(Protocol):
     stored once, however often it had to be sent. Not guaranteed: any order between sessions.
     """
 
-    async def acquire(self, session_id: str, owner: str) -> Ownership:
-        """Become the session's only writer: raises its epoch, so that every earlier owner is refused from now on."""
+    async def acquire(self, session_id: str, owner: str, on_commit: CommitListener) -> Ownership:
+        """Become the session's only writer: raises its epoch, so that every earlier owner is refused from now on.
+
+        `on_commit` gets every batch of this epoch once it is durable, in the order of seq, before its append is
+        answered.
+        """
+        ...
+
+    def release(self, session_id: str, epoch: int) -> None:
+        """Forget the epoch here; what was not committed is given up."""
         ...
 
     def append(self, session_id: str, epoch: int, events: Sequence[NewEvent]) -> "asyncio.Future[Committed]":
@@ -84,6 +122,10 @@ class EventLog(Protocol):
 
         The future fails with WriterFenced when a newer owner exists; every later append of this epoch fails too.
         """
+        ...
+
+    def record(self, session_id: str, epoch: int, events: Sequence[NewEvent]) -> None:
+        """`append` for those who do not wait: a failure shows at the epoch's next append."""
         ...
 
     async def room(self) -> None:

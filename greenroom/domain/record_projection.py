@@ -39,6 +39,8 @@ def _created(event: Event, epoch: int) -> Session:
         max_concurrent_runs=data["max_concurrent_runs"],
         max_queued_runs=data["max_queued_runs"],
         run_defaults=data["run_defaults"],
+        error=None,
+        idempotency_key=event.metadata.get("idempotency_key"),
     )
 
 

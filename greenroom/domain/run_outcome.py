@@ -29,7 +29,7 @@ def outcome_of(run: Run) -> RunResult | GreenroomError:
             routing=None,
             last_seq=run.last_seq,
         )
-    details = {"run_id": run.id, "session_id": run.session_id, "last_seq": run.last_seq}
+    details: dict[str, object] = {"run_id": run.id, "session_id": run.session_id, "last_seq": run.last_seq}
     if run.output is not None:
         details["output"] = run.output
     if run.status is RunStatus.CANCELLED:

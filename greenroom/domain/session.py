@@ -116,7 +116,8 @@ class Session:
     max_concurrent_runs: int
     max_queued_runs: int
     run_defaults: dict[str, Any]
-    error: dict[str, Any] | None = None
+    error: dict[str, Any] | None
+    idempotency_key: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON-safe values, times in ISO 8601."""
@@ -136,6 +137,7 @@ class Session:
             "max_queued_runs": self.max_queued_runs,
             "run_defaults": self.run_defaults,
             "error": self.error,
+            "idempotency_key": self.idempotency_key,
         }
 
     @classmethod

@@ -1,0 +1,253 @@
+"""The sessions and runs tables: projections of the log, brought up to date in small steps and on demand."""
+
+import json
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+import structlog
+
+from ...domain.errors import InvalidTransition
+from ...domain.event import Event, to_microseconds
+from ...domain.record_projection import fold_run, fold_session
+from ...domain.run import Run
+from ...domain.session import Session
+from ..event_codec import record_events
+from .event_database import unpack_row
+
+_log = structlog.get_logger(__name__)
+
+STEP_BATCHES = 512
+"""Batches folded in one step; about 10 ms, during which appends wait."""
+
+_PENDING = """
+    SELECT b.batch_id, e.session_id, b.batch
+    FROM (SELECT * FROM batches WHERE batch_id > ? ORDER BY batch_id LIMIT ?) b
+    JOIN (SELECT DISTINCT session_key, session_id FROM epochs) e USING (session_key)
+    ORDER BY b.batch_id
+"""
+_WATERMARK = "SELECT batch_id FROM watermark"
+_SESSION = "SELECT record FROM sessions WHERE session_id = ?"
+_RUN = "SELECT record FROM runs WHERE run_id = ?"
+_RUN_BY_KEY = "SELECT run_id FROM runs WHERE session_id = ? AND idempotency_key = ?"
+_SESSION_BY_KEY = "SELECT session_id FROM sessions WHERE idempotency_key = ?"
+_OPEN_RUNS = "SELECT record FROM runs WHERE session_id = ? AND status IN ('pending', 'running') ORDER BY queued_seq"
+_RUN_COUNT = "SELECT count(*) FROM runs WHERE session_id = ?"
+_RECENT_CALLS = """
+    SELECT call_id, run_id FROM runs WHERE session_id = ? AND call_id IS NOT NULL ORDER BY queued_seq DESC LIMIT ?
+"""
+_SESSIONS_WITH_OPEN_RUNS = "SELECT DISTINCT session_id FROM runs WHERE status IN ('pending', 'running')"
+_COUNTS = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM runs)"
+
+
+@dataclass(slots=True)
+class _Step:
+    """Records changed in one step: what they are now, and which of them replace a row."""
+
+    sessions: dict[str, Session] = field(default_factory=dict[str, Session])
+    runs: dict[str, Run] = field(default_factory=dict[str, Run])
+    replaced_sessions: set[str] = field(default_factory=set[str])
+    replaced_runs: set[str] = field(default_factory=set[str])
+
+
+class RecordTables:
+    """Reads are true as of the last `step` that returned False. For the writer's thread only."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+        row = connection.execute(_WATERMARK).fetchone()
+        self._watermark: int = row[0] if row else 0
+
+    def step(self) -> bool:
+        """Fold the next batches; True if there may be more."""
+        rows = self._connection.execute(_PENDING, [self._watermark, STEP_BATCHES]).fetchall()
+        if not rows:
+            return False
+        step = _Step()
+        for _, session_id, packed in rows:
+            header, payload = unpack_row(packed)
+            for event in record_events(session_id, header.first_seq, header.recorded_at_us, header.records, payload):
+                self._fold(step, event, header.epoch)
+        self._write(step, rows[-1][0])
+        return len(rows) == STEP_BATCHES
+
+    def _fold(self, step: _Step, event: Event, epoch: int) -> None:
+        try:
+            if event.run_id is None:
+                session = self._changed_session(step, event.session_id)
+                step.sessions[event.session_id] = fold_session(session, event, epoch=epoch)
+            else:
+                run = self._changed_run(step, event.run_id)
+                step.runs[event.run_id] = fold_run(run, event)
+        except InvalidTransition:  # the writer refuses these, so the log was changed: show it, and keep serving
+            _log.exception("illegal_event_in_log", session_id=event.session_id, seq=event.seq, type=event.type)
+
+    def _changed_session(self, step: _Step, session_id: str) -> Session | None:
+        if session_id not in step.sessions:
+            stored = self.session(session_id)
+            if stored is None:
+                return None
+            step.sessions[session_id] = stored
+            step.replaced_sessions.add(session_id)
+        return step.sessions[session_id]
+
+    def _changed_run(self, step: _Step, run_id: str) -> Run | None:
+        if run_id not in step.runs:
+            stored = self.run(run_id)
+            if stored is None:
+                return None
+            step.runs[run_id] = stored
+            step.replaced_runs.add(run_id)
+        return step.runs[run_id]
+
+    def _write(self, step: _Step, watermark: int) -> None:
+        connection = self._connection
+        with self._transaction():
+            if step.replaced_sessions:
+                connection.execute(
+                    "DELETE FROM sessions WHERE session_id IN (SELECT unnest(?))", [list(step.replaced_sessions)]
+                )
+            if step.replaced_runs:
+                connection.execute("DELETE FROM runs WHERE run_id IN (SELECT unnest(?))", [list(step.replaced_runs)])
+            _append(connection, "sessions", map(_session_row, step.sessions.values()))
+            _append(connection, "runs", map(_run_row, step.runs.values()))
+            connection.execute("DELETE FROM watermark")
+            connection.execute("INSERT INTO watermark VALUES (?)", [watermark])
+        self._watermark = watermark
+
+    def session(self, session_id: str) -> Session | None:
+        row = self._connection.execute(_SESSION, [session_id]).fetchone()
+        return Session.from_dict(json.loads(row[0])) if row else None
+
+    def run(self, run_id: str) -> Run | None:
+        row = self._connection.execute(_RUN, [run_id]).fetchone()
+        return Run.from_dict(json.loads(row[0])) if row else None
+
+    def run_by_key(self, session_id: str, idempotency_key: str) -> str | None:
+        row = self._connection.execute(_RUN_BY_KEY, [session_id, idempotency_key]).fetchone()
+        return row[0] if row else None
+
+    def session_by_key(self, idempotency_key: str) -> str | None:
+        row = self._connection.execute(_SESSION_BY_KEY, [idempotency_key]).fetchone()
+        return row[0] if row else None
+
+    def open_runs(self, session_id: str) -> tuple[Run, ...]:
+        """Runs that have not ended, in the order of the queue."""
+        rows = self._connection.execute(_OPEN_RUNS, [session_id]).fetchall()
+        return tuple(Run.from_dict(json.loads(record)) for (record,) in rows)
+
+    def run_count(self, session_id: str) -> int:
+        row = self._connection.execute(_RUN_COUNT, [session_id]).fetchone()
+        return row[0] if row else 0
+
+    def recent_calls(self, session_id: str, limit: int) -> dict[str, str]:
+        """call id -> run id of the newest runs."""
+        return dict(self._connection.execute(_RECENT_CALLS, [session_id, limit]).fetchall())
+
+    def sessions_with_open_runs(self) -> list[str]:
+        return [session_id for (session_id,) in self._connection.execute(_SESSIONS_WITH_OPEN_RUNS).fetchall()]
+
+    def save_tools(self, session_id: str, tools: bytes) -> None:
+        """Keep the packed tools of a session, in place of earlier ones."""
+        self._replace(
+            ("DELETE FROM session_tools WHERE session_id = ?", [session_id]),
+            ("INSERT INTO session_tools VALUES (?, ?)", [session_id, tools]),
+        )
+
+    def tools(self, session_id: str) -> bytes | None:
+        row = self._connection.execute("SELECT tools FROM session_tools WHERE session_id = ?", [session_id]).fetchone()
+        return row[0] if row else None
+
+    def save_setting(self, name: str, value: str) -> None:
+        """Keep a setting, in place of an earlier one."""
+        self._replace(
+            ("DELETE FROM meta WHERE name = ?", [name]),
+            ("INSERT INTO meta VALUES (?, ?)", [name, value]),
+        )
+
+    def setting(self, name: str) -> str | None:
+        row = self._connection.execute("SELECT value FROM meta WHERE name = ?", [name]).fetchone()
+        return row[0] if row else None
+
+    def _replace(self, *statements: tuple[str, list[Any]]) -> None:
+        with self._transaction():
+            for statement, parameters in statements:
+                self._connection.execute(statement, parameters)
+
+    @contextmanager
+    def _transaction(self) -> Generator[None]:
+        """Commits at the end, rolls back on any exception."""
+        self._connection.execute("BEGIN")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    def counts(self) -> tuple[int, int]:
+        """How many sessions and runs there are."""
+        row = self._connection.execute(_COUNTS).fetchone()
+        return (row[0], row[1]) if row else (0, 0)
+
+    def list_sessions(
+        self, *, status: str | None, agent_id: str | None, tag: str | None, after: str | None, limit: int
+    ) -> list[Session]:
+        """Sessions in the order of their ids (the order in which they were made), those after the id `after`."""
+        rows = self._connection.execute(
+            """
+            SELECT record FROM sessions
+            WHERE session_id > $after AND ($status IS NULL OR status = $status)
+              AND ($agent_id IS NULL OR agent_id = $agent_id) AND ($tag IS NULL OR list_contains(tags, $tag))
+            ORDER BY session_id LIMIT $limit
+            """,
+            {"after": after or "", "status": status, "agent_id": agent_id, "tag": tag, "limit": limit},
+        ).fetchall()
+        return [Session.from_dict(json.loads(record)) for (record,) in rows]
+
+    def list_runs(self, *, session_id: str | None, status: str | None, after: str | None, limit: int) -> list[Run]:
+        """Runs in the order of their ids, those after the id `after`."""
+        rows = self._connection.execute(
+            """
+            SELECT record FROM runs
+            WHERE run_id > $after AND ($session_id IS NULL OR session_id = $session_id)
+              AND ($status IS NULL OR status = $status)
+            ORDER BY run_id LIMIT $limit
+            """,
+            {"after": after or "", "session_id": session_id, "status": status, "limit": limit},
+        ).fetchall()
+        return [Run.from_dict(json.loads(record)) for (record,) in rows]
+
+
+def _session_row(session: Session) -> tuple[Any, ...]:
+    return (
+        session.id,
+        session.status.value,
+        session.agent_id,
+        list(session.tags),
+        to_microseconds(session.created_at),
+        session.idempotency_key,
+        json.dumps(session.to_dict()),
+    )
+
+
+def _run_row(run: Run) -> tuple[Any, ...]:
+    return (
+        run.id,
+        run.session_id,
+        run.status.value,
+        run.queued_seq,
+        to_microseconds(run.created_at),
+        run.idempotency_key,
+        run.call_id,
+        json.dumps(run.to_dict()),
+    )
+
+
+def _append(connection: duckdb.DuckDBPyConnection, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    appender = connection.appender(table)
+    for row in rows:
+        appender.append_row(*row)
+    appender.flush()

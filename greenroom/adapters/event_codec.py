@@ -1,0 +1,160 @@
+"""Events as msgpack: what is stored, and what travels between processes.
+
+A batch is the plain concatenation of its events, so that batches are joined and cut without decoding. The seq and the
+time of the commit are not in it: the store adds them from outside, and never has to look inside.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+
+from ..domain.errors import InvalidFormat, ValidationError
+from ..domain.event import (
+    RECORD_TYPES,
+    SCHEMA_VERSION,
+    TYPE_BITS,
+    Event,
+    EventType,
+    NewEvent,
+    from_microseconds,
+)
+
+_TYPES: dict[str, EventType] = {event_type.value: event_type for event_type in EventType}
+_FIELDS = len(NewEvent._fields)
+
+
+class EncodedBatch(NamedTuple):
+    """A batch on its way to the store."""
+
+    event_count: int
+    types: int
+    """Union of the bits of its events' types."""
+    records: tuple[int, ...]
+    """Of each event that changes a record its index in the batch, and its start and end in bytes, one after another."""
+    payload: bytes
+
+
+class Slab(NamedTuple):
+    """Stored events on their way to a reader: the seqs, in order, and exactly as many packed events."""
+
+    seqs: Sequence[int]
+    recorded_at_us: int
+    payload: bytes
+
+
+def batched(values: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:
+    """The values in tuples of that size (itertools.batched, which Python 3.11 has not)."""
+    return zip(*[iter(values)] * size, strict=True)
+
+
+class BatchEncoder:
+    """Packs events. Not for use by two threads at once."""
+
+    def __init__(self) -> None:
+        self._packer = msgpack.Packer()
+
+    def encode(self, events: Iterable[NewEvent]) -> EncodedBatch:
+        """The batch; ValidationError if an event holds something that JSON does not know."""
+        parts: list[bytes] = []
+        types = offset = 0
+        records: list[int] = []
+        for index, event in enumerate(events):
+            packed = self._pack(event)
+            parts.append(packed)
+            types |= TYPE_BITS[event.type]
+            if event.type in RECORD_TYPES:
+                records += (index, offset, offset + len(packed))
+            offset += len(packed)
+        return EncodedBatch(len(parts), types, tuple(records), b"".join(parts))
+
+    def _pack(self, event: NewEvent) -> bytes:
+        try:
+            return self._packer.pack(event)
+        except (TypeError, ValueError, OverflowError) as exc:
+            self._packer.reset()
+            raise ValidationError(
+                f"The data of {event.type} cannot be stored ({exc}); use JSON-safe values.",
+                details={"field": "data", "event_type": event.type.value},
+            ) from exc
+
+
+def join_batches(batches: Sequence[EncodedBatch]) -> EncodedBatch:
+    """One batch that holds the events of all, in order."""
+    if len(batches) == 1:
+        return batches[0]
+    types = count = offset = 0
+    records: list[int] = []
+    for batch in batches:
+        for index, start, end in batched(batch.records, 3):
+            records += (index + count, start + offset, end + offset)
+        types |= batch.types
+        count += batch.event_count
+        offset += len(batch.payload)
+    return EncodedBatch(count, types, tuple(records), b"".join(batch.payload for batch in batches))
+
+
+def record_events(
+    session_id: str, first_seq: int, recorded_at_us: int, records: Sequence[int], payload: bytes
+) -> Iterator[Event]:
+    """The events of a batch that change a record; the others are not looked at."""
+    view = memoryview(payload)
+    for index, start, end in batched(records, 3):
+        fields = msgpack.unpackb(view[start:end], strict_map_key=False)
+        yield _event(session_id, first_seq + index, from_microseconds(recorded_at_us), fields)
+
+
+def decode_slab(session_id: str, slab: Slab) -> list[Event]:
+    """The events. InvalidFormat if a newer version wrote them, or if they are no events."""
+    unpacker = msgpack.Unpacker(strict_map_key=False, max_buffer_size=0)
+    unpacker.feed(slab.payload)
+    recorded_at = from_microseconds(slab.recorded_at_us)
+    return [
+        _event(session_id, seq, recorded_at, fields) for seq, fields in zip(slab.seqs, unpacker, strict=True)
+    ]
+
+
+def _event(session_id: str, seq: int, recorded_at: Any, fields: list[Any]) -> Event:
+    if fields[-1] > SCHEMA_VERSION or len(fields) != _FIELDS:
+        raise InvalidFormat(
+            f"Event {seq} of {session_id} has schema_version {fields[-1]}; this version of Greenroom reads up to"
+            f" {SCHEMA_VERSION}. Use the version that wrote it, or a newer one.",
+            details={"field": "schema_version", "schema_version": fields[-1]},
+        )
+    id_, type_, timestamp_us, run_id, attempt, provider, data, metadata, schema_version = fields
+    return Event(
+        seq=seq,
+        id=id_,
+        session_id=session_id,
+        run_id=run_id,
+        attempt=attempt,
+        type=_TYPES[type_],
+        timestamp=from_microseconds(timestamp_us),
+        recorded_at=recorded_at,
+        provider=provider,
+        data=data,
+        metadata=metadata,
+        schema_version=schema_version,
+    )
+
+
+def split_events(payload: bytes) -> Iterator[tuple[int, int, list[Any]]]:
+    """Start, end and raw fields of each packed event, for those who pick some of them."""
+    unpacker = msgpack.Unpacker(strict_map_key=False, max_buffer_size=0)
+    unpacker.feed(payload)
+    start = 0
+    for fields in unpacker:
+        end = unpacker.tell()
+        yield start, end, fields
+        start = end
+
+
+def event_bounds(payload: bytes, count: int) -> list[int]:
+    """Where the first `count` events begin, and where the last of them ends; nothing is decoded."""
+    unpacker = msgpack.Unpacker(max_buffer_size=0)
+    unpacker.feed(payload)
+    bounds = [0]
+    for _ in range(count):
+        unpacker.skip()
+        bounds.append(unpacker.tell())
+    return bounds

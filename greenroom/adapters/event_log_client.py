@@ -1,0 +1,287 @@
+"""The event log as a session's process sees it: batches what arrives, sends it on a lane, sends again what got lost."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from ..domain.errors import GreenroomError, StorageConnectionFailed, WriterFenced
+from ..domain.event import Event, NewEvent
+from ..domain.event_log import CommitListener, Committed, EventQuery, Ownership, SessionRecords
+from ..domain.run import Run
+from .append_frames import AppendAnswer, AppendEntry, AppendStatus, decode_answers, encode_frame
+from .event_codec import BatchEncoder, EncodedBatch, Slab, decode_slab, join_batches
+
+_log = structlog.get_logger(__name__)
+
+MAX_FRAMES_IN_FLIGHT = 4
+"""Frames sent and not yet answered. What arrives meanwhile rides in the next: more would only make batches smaller."""
+
+MAX_PENDING_BYTES = 8 * 1024 * 1024
+"""Bytes accepted and not yet committed before `room` makes a writer wait."""
+
+_RECONNECT_MIN_S = 0.02
+_RECONNECT_MAX_S = 1.0
+
+
+class Lane(Protocol):
+    """A way to the store. Replies and breakage come back through the callbacks it was opened with."""
+
+    def send(self, frame: bytes) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class StoreAccess(Protocol):
+    """What the client needs of the store, from whatever process."""
+
+    async def open_lane(self, *, on_reply: Callable[[bytes], None], on_broken: Callable[[], None]) -> Lane: ...
+
+    async def grant(self, session_id: str, owner: str) -> Ownership: ...
+
+    async def read(self, session_id: str, query: EventQuery, *, wait_s: float = 0) -> list[Slab]: ...
+
+    async def load(self, session_id: str) -> SessionRecords: ...
+
+    async def find_run(self, run_id: str) -> Run | None: ...
+
+    async def find_run_by_key(self, session_id: str, idempotency_key: str) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """A committed batch, decoded only for those who look at it."""
+
+    session_id: str
+    slab: Slab
+
+    @property
+    def first_seq(self) -> int:
+        return self.slab.seqs[0]
+
+    @property
+    def last_seq(self) -> int:
+        return self.slab.seqs[-1]
+
+    @property
+    def size(self) -> int:
+        return len(self.slab.payload)
+
+    def events(self) -> list[Event]:
+        return decode_slab(self.session_id, self.slab)
+
+
+@dataclass(slots=True)
+class _Stream:
+    """What one epoch of one session has to say."""
+
+    session_id: str
+    epoch: int
+    on_commit: CommitListener
+    batch_number: int = 0
+    pending: list[EncodedBatch] = field(default_factory=list[EncodedBatch])
+    waiters: list[tuple[int, "asyncio.Future[Committed]"]] = field(
+        default_factory=list[tuple[int, "asyncio.Future[Committed]"]]
+    )
+    count: int = 0
+    """Events in `pending`."""
+    lost: GreenroomError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A batch under way, and who waits for it, by the offset of its first event."""
+
+    stream: _Stream
+    batch: EncodedBatch
+    waiters: "list[tuple[int, asyncio.Future[Committed]]]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    data: bytes
+    sent: list[_Sent]
+    size: int
+
+
+class EventLogClient:
+    """Implements the EventLog port over a store that may die and come back at any time.
+
+    Every frame stays here until it is answered; after a break it is sent again as it was, and the numbers in it let the
+    store tell what it has already. One client serves all sessions of its process.
+    """
+
+    def __init__(self, store: StoreAccess) -> None:
+        self._store = store
+        self._loop = asyncio.get_running_loop()
+        self._encoder = BatchEncoder()
+        self._streams: dict[tuple[str, int], _Stream] = {}
+        self._dirty: dict[tuple[str, int], _Stream] = {}
+        self._in_flight: dict[int, _Frame] = {}
+        self._number = 0
+        self._pending_bytes = 0
+        self._room = asyncio.Event()
+        self._room.set()
+        self._lane: Lane | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._flush_scheduled = False
+
+    async def acquire(self, session_id: str, owner: str, on_commit: CommitListener) -> Ownership:
+        ownership = await self._store.grant(session_id, owner)
+        self._streams[session_id, ownership.epoch] = _Stream(session_id, ownership.epoch, on_commit)
+        return ownership
+
+    def release(self, session_id: str, epoch: int) -> None:
+        stream = self._streams.pop((session_id, epoch), None)
+        if stream is not None:
+            self._lose(stream, WriterFenced(details={"session_id": session_id, "epoch": epoch}))
+
+    def append(self, session_id: str, epoch: int, events: Sequence[NewEvent]) -> "asyncio.Future[Committed]":
+        committed: asyncio.Future[Committed] = self._loop.create_future()
+        stream = self._streams.get((session_id, epoch))
+        if stream is None or stream.lost is not None:
+            lost = stream.lost if stream else None
+            committed.set_exception(lost or WriterFenced(details={"session_id": session_id, "epoch": epoch}))
+            return committed
+        batch = self._encoder.encode(events)
+        stream.waiters.append((stream.count, committed))
+        self._enqueue(stream, batch)
+        return committed
+
+    def record(self, session_id: str, epoch: int, events: Sequence[NewEvent]) -> None:
+        stream = self._streams.get((session_id, epoch))
+        if stream is not None and stream.lost is None:
+            self._enqueue(stream, self._encoder.encode(events))
+
+    async def room(self) -> None:
+        await self._room.wait()
+
+    async def read(self, session_id: str, query: EventQuery, *, wait_s: float = 0) -> list[Event]:
+        slabs = await self._store.read(session_id, query, wait_s=wait_s)
+        return [event for slab in slabs for event in decode_slab(session_id, slab)]
+
+    async def load(self, session_id: str) -> SessionRecords:
+        return await self._store.load(session_id)
+
+    async def find_run(self, run_id: str) -> Run | None:
+        return await self._store.find_run(run_id)
+
+    async def find_run_by_key(self, session_id: str, idempotency_key: str) -> str | None:
+        return await self._store.find_run_by_key(session_id, idempotency_key)
+
+    async def aclose(self) -> None:
+        """Give up what is under way."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._connecting
+        if self._lane is not None:
+            self._lane.close()
+
+    def _enqueue(self, stream: _Stream, batch: EncodedBatch) -> None:
+        stream.pending.append(batch)
+        stream.count += batch.event_count
+        self._dirty[stream.session_id, stream.epoch] = stream
+        self._pending_bytes += len(batch.payload)
+        if self._pending_bytes > MAX_PENDING_BYTES:
+            self._room.clear()
+        if not self._flush_scheduled:
+            # At the end of this turn of the loop: what else happens in it rides in the same frame.
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        if self._lane is None:
+            self._reconnect()
+            return
+        if not self._dirty or len(self._in_flight) >= MAX_FRAMES_IN_FLIGHT:
+            return
+        self._number += 1
+        streams, self._dirty = self._dirty, {}
+        entries: list[AppendEntry] = []
+        sent: list[_Sent] = []
+        for stream in streams.values():
+            batch = join_batches(stream.pending)
+            stream.batch_number += 1
+            entries.append(AppendEntry(stream.session_id, stream.epoch, stream.batch_number, batch))
+            sent.append(_Sent(stream, batch, stream.waiters))
+            stream.pending, stream.waiters, stream.count = [], [], 0
+        frame = _Frame(encode_frame(self._number, entries), sent, sum(len(item.batch.payload) for item in sent))
+        self._in_flight[self._number] = frame
+        self._lane.send(frame.data)
+
+    def _replied(self, reply: bytes) -> None:
+        number, answers = decode_answers(reply)
+        frame = self._in_flight.get(number)
+        if frame is None:  # answered before the lane broke, and again after
+            return
+        if any(answer.status is AppendStatus.OUT_OF_ORDER for answer in answers):
+            self._broken()  # an earlier frame got lost on the way: all go again, in order
+            return
+        del self._in_flight[number]
+        self._pending_bytes -= frame.size
+        if self._pending_bytes <= MAX_PENDING_BYTES:
+            self._room.set()
+        for item, answer in zip(frame.sent, answers, strict=True):
+            self._answered(item, answer)
+        self._flush()
+
+    def _answered(self, item: _Sent, answer: AppendAnswer) -> None:
+        stream = item.stream
+        if answer.status is AppendStatus.FENCED:
+            error = WriterFenced(
+                details={"session_id": stream.session_id, "epoch": stream.epoch, "newer_epoch": answer.first}
+            )
+            _fail(item.waiters, error)
+            self._lose(stream, error)
+            return
+        first_seq, recorded_at_us = answer.first, answer.second
+        seqs = range(first_seq, first_seq + item.batch.event_count)
+        stream.on_commit(PackedBatch(stream.session_id, Slab(seqs, recorded_at_us, item.batch.payload)))
+        for offset, committed in item.waiters:
+            if not committed.done():
+                committed.set_result(Committed(first_seq + offset, recorded_at_us))
+
+    def _lose(self, stream: _Stream, error: GreenroomError) -> None:
+        stream.lost = error
+        self._dirty.pop((stream.session_id, stream.epoch), None)
+        self._pending_bytes -= sum(len(batch.payload) for batch in stream.pending)
+        _fail(stream.waiters, error)
+        stream.pending, stream.waiters, stream.count = [], [], 0
+
+    def _broken(self) -> None:
+        if self._lane is not None:
+            self._lane.close()
+            self._lane = None
+        self._reconnect()
+
+    def _reconnect(self) -> None:
+        if self._connecting is None or self._connecting.done():
+            self._connecting = self._loop.create_task(self._connect(), name="greenroom-log-connect")
+
+    async def _connect(self) -> None:
+        delay_s = _RECONNECT_MIN_S
+        while True:
+            try:
+                lane = await self._store.open_lane(on_reply=self._replied, on_broken=self._broken)
+                break
+            except StorageConnectionFailed:
+                await asyncio.sleep(delay_s)
+            except GreenroomError:
+                _log.exception("event_store_unreachable")
+                await asyncio.sleep(_RECONNECT_MAX_S)
+            delay_s = min(delay_s * 2, _RECONNECT_MAX_S)
+        self._lane = lane
+        for _, frame in sorted(self._in_flight.items()):
+            lane.send(frame.data)
+        self._flush()
+
+
+def _fail(waiters: "list[tuple[int, asyncio.Future[Committed]]]", error: GreenroomError) -> None:
+    for _, committed in waiters:
+        if not committed.done():
+            committed.set_exception(error)
