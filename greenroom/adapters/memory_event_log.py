@@ -74,7 +74,7 @@ class MemoryEventLog:
             session=log.session,
             open_runs=tuple(run for run in runs if not run.status.is_terminal),
             run_count=len(runs),
-            recent_calls={run.call_id: run.id for run in runs if run.call_id is not None},
+            recent_calls=tuple((run.call_id, run.id) for run in runs if run.call_id is not None),
         )
 
     async def find_run(self, run_id: str) -> Run | None:

@@ -52,7 +52,10 @@ def scrubbed_environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 class CommandNotStarted(OSError):
-    """The command could not be started; `part` says what was at fault: "cwd" or "command"."""
+    """The command could not be started; `part` says what was at fault: "cwd" or "command".
+
+    With errno EIO the supervisor was killed before it could tell: the command may have begun, and is gone.
+    """
 
     def __init__(self, part: str, number: int) -> None:
         super().__init__(number, os.strerror(number))

@@ -93,8 +93,8 @@ class SessionRecords:
     open_runs: tuple[Run, ...]
     """Runs that have not ended, in the order of the queue."""
     run_count: int
-    recent_calls: dict[str, str]
-    """call id -> run id of the newest runs, so that a repeated call gets its first answer."""
+    recent_calls: tuple[tuple[str, str], ...]
+    """Call id and run id of the newest runs, oldest first, so that a repeated call gets its first answer."""
 
 
 class EventLog(Protocol):
@@ -156,12 +156,15 @@ def _refusal(field: str, reason: str) -> ValidationError:
     return ValidationError(f"{field} {reason}.", details={"field": field})
 
 
+_TYPES = frozenset(EventType)  # `text in EventType` is a TypeError before Python 3.12
+
+
 def parse_types(types: Sequence[str] | str | None) -> frozenset[EventType] | None:
     """Event types given by name; ValidationError names one that does not exist."""
     if types is None:
         return None
     names: Sequence[Any] = [types] if isinstance(types, str) else types
-    unknown = [str(name) for name in names if name not in EventType]
+    unknown = [str(name) for name in names if name not in _TYPES]
     if unknown:
         raise _refusal("types", f"has {unknown[0]!r}, which is no event type; see greenroom.EventType")
     return frozenset(EventType(name) for name in names)

@@ -1,6 +1,6 @@
 """The provider port: what a session asks of an agent, and what the agent answers."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -87,7 +87,7 @@ class Provider(Protocol):
         """What it can do."""
         ...
 
-    def execute(self, request: ProviderRequest) -> AsyncIterator[ProviderEvent | ProviderOutcome]:
+    def execute(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent | ProviderOutcome]:
         """Carry out one attempt: any number of events, then exactly one outcome, then the end.
 
         Failure is a raised GreenroomError (a foreign exception has been translated). A tool call that was reported

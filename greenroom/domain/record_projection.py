@@ -6,7 +6,7 @@ from typing import Any
 from .errors import InvalidTransition
 from .event import RUN_ENDINGS, Event, EventType
 from .run import Run, RunStatus, next_run_status
-from .session import Session, SessionStatus, next_session_status
+from .session import Session, SessionState, next_session_status
 
 
 def fold_session(session: Session | None, event: Event, *, epoch: int) -> Session:
@@ -27,7 +27,7 @@ def _created(event: Event, epoch: int) -> Session:
     return Session(
         id=event.session_id,
         agent_id=data["agent_id"],
-        status=SessionStatus.PENDING,
+        status=SessionState.PENDING,
         parent_session_id=data["parent_session_id"],
         metadata=data["metadata"],
         context=data["context"],

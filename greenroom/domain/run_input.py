@@ -20,6 +20,9 @@ class Role(StrEnum):
     ASSISTANT = "assistant"
 
 
+_ROLES = frozenset(Role)  # `text in Role` is a TypeError before Python 3.12
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One message of the input."""
@@ -75,7 +78,7 @@ def _message(item: object, field: str) -> Message:
     if unknown:
         raise _refusal(f"{field}.{unknown[0]}", "is not known; a message has 'role' and 'content'")
     role = str(fields.get("role", Role.USER)).lower()
-    if role not in Role:
+    if role not in _ROLES:
         raise _refusal(f"{field}.role", f"is {json.dumps(role)}; it must be one of {', '.join(Role)}")
     return Message(Role(role), _text(fields.get("content"), f"{field}.content"))
 

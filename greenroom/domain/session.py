@@ -10,7 +10,7 @@ from .errors import InvalidTransition, ValidationError
 from .event import EventType
 
 
-class SessionStatus(StrEnum):
+class SessionState(StrEnum):
     """Where a session stands."""
 
     PENDING = "pending"
@@ -25,32 +25,32 @@ class SessionStatus(StrEnum):
         return not SESSION_TRANSITIONS[self]
 
 
-SESSION_TRANSITIONS: Mapping[SessionStatus, Mapping[EventType, SessionStatus]] = {
-    SessionStatus.PENDING: {
-        EventType.SESSION_STARTED: SessionStatus.ACTIVE,
-        EventType.SESSION_FAILED: SessionStatus.FAILED,
-        EventType.SESSION_CANCELLED: SessionStatus.CANCELLED,
+SESSION_TRANSITIONS: Mapping[SessionState, Mapping[EventType, SessionState]] = {
+    SessionState.PENDING: {
+        EventType.SESSION_STARTED: SessionState.ACTIVE,
+        EventType.SESSION_FAILED: SessionState.FAILED,
+        EventType.SESSION_CANCELLED: SessionState.CANCELLED,
     },
-    SessionStatus.ACTIVE: {
-        EventType.SESSION_PAUSED: SessionStatus.PAUSED,
-        EventType.SESSION_COMPLETED: SessionStatus.COMPLETED,
-        EventType.SESSION_FAILED: SessionStatus.FAILED,
-        EventType.SESSION_CANCELLED: SessionStatus.CANCELLED,
+    SessionState.ACTIVE: {
+        EventType.SESSION_PAUSED: SessionState.PAUSED,
+        EventType.SESSION_COMPLETED: SessionState.COMPLETED,
+        EventType.SESSION_FAILED: SessionState.FAILED,
+        EventType.SESSION_CANCELLED: SessionState.CANCELLED,
     },
-    SessionStatus.PAUSED: {
-        EventType.SESSION_RESUMED: SessionStatus.ACTIVE,
-        EventType.SESSION_COMPLETED: SessionStatus.COMPLETED,
-        EventType.SESSION_FAILED: SessionStatus.FAILED,
-        EventType.SESSION_CANCELLED: SessionStatus.CANCELLED,
+    SessionState.PAUSED: {
+        EventType.SESSION_RESUMED: SessionState.ACTIVE,
+        EventType.SESSION_COMPLETED: SessionState.COMPLETED,
+        EventType.SESSION_FAILED: SessionState.FAILED,
+        EventType.SESSION_CANCELLED: SessionState.CANCELLED,
     },
-    SessionStatus.COMPLETED: {},
-    SessionStatus.FAILED: {},
-    SessionStatus.CANCELLED: {},
+    SessionState.COMPLETED: {},
+    SessionState.FAILED: {},
+    SessionState.CANCELLED: {},
 }
 """(status, event) -> status. What is not in the table is refused and changes nothing."""
 
 
-def next_session_status(status: SessionStatus, event_type: EventType) -> SessionStatus:
+def next_session_status(status: SessionState, event_type: EventType) -> SessionState:
     """The status after the event, or InvalidTransition if the table has no such move."""
     try:
         return SESSION_TRANSITIONS[status][event_type]
@@ -103,7 +103,7 @@ class Session:
 
     id: str
     agent_id: str
-    status: SessionStatus
+    status: SessionState
     parent_session_id: str | None
     metadata: dict[str, Any]
     context: dict[str, Any]
@@ -145,7 +145,7 @@ class Session:
         """The inverse of `to_dict`."""
         values: dict[str, Any] = {
             **record,
-            "status": SessionStatus(record["status"]),
+            "status": SessionState(record["status"]),
             "tags": tuple(record["tags"]),
             "created_at": datetime.fromisoformat(record["created_at"]),
             "updated_at": datetime.fromisoformat(record["updated_at"]),
@@ -154,11 +154,11 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SessionState:
+class SessionStatus:
     """What a live session is doing right now (the answer of `status()`)."""
 
     session_id: str
-    state: SessionStatus
+    state: SessionState
     draining: bool
     epoch: int
     queued: tuple[str, ...]

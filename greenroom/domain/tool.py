@@ -56,3 +56,14 @@ class Toolbox(Protocol):
     def specs(self) -> tuple[ToolSpec, ...]: ...
 
     async def invoke(self, name: str, arguments: dict[str, Any]) -> ToolResult: ...
+
+
+class NoTools:
+    """The toolbox of a session that has none."""
+
+    def specs(self) -> tuple[ToolSpec, ...]:
+        return ()
+
+    async def invoke(self, name: str, arguments: dict[str, Any]) -> ToolResult:
+        text = f"There is no tool {name!r} in this session."
+        return ToolResult(output=text, outcome=ToolOutcome.ERROR, error={"code": "tool_not_found", "message": text})

@@ -231,6 +231,10 @@ class DuckDBEventStore:
     async def sessions_with_open_runs(self) -> list[str]:
         return await self._records(lambda tables: tables.sessions_with_open_runs())
 
+    async def sessions_of(self, owner: str) -> list[str]:
+        """Sessions with open runs whose newest owner this is."""
+        return await self._records(lambda tables: tables.sessions_of(owner))
+
     async def save_tools(self, session_id: str, tools: bytes) -> None:
         """Keep the packed tools of a session, in place of earlier ones."""
         await self._records(lambda tables: tables.save_tools(session_id, tools))

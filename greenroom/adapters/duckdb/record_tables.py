@@ -39,6 +39,10 @@ _RECENT_CALLS = """
     SELECT call_id, run_id FROM runs WHERE session_id = ? AND call_id IS NOT NULL ORDER BY queued_seq DESC LIMIT ?
 """
 _SESSIONS_WITH_OPEN_RUNS = "SELECT DISTINCT session_id FROM runs WHERE status IN ('pending', 'running')"
+_OWNED_WITH_OPEN_RUNS = """
+    SELECT session_id FROM epochs WHERE session_id IN (SELECT session_id FROM runs WHERE status IN ('pending', 'running'))
+    GROUP BY session_id HAVING arg_max(owner, epoch) = ?
+"""
 _COUNTS = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM runs)"
 
 
@@ -142,9 +146,9 @@ class RecordTables:
         row = self._connection.execute(_RUN_COUNT, [session_id]).fetchone()
         return row[0] if row else 0
 
-    def recent_calls(self, session_id: str, limit: int) -> dict[str, str]:
-        """call id -> run id of the newest runs."""
-        return dict(self._connection.execute(_RECENT_CALLS, [session_id, limit]).fetchall())
+    def recent_calls(self, session_id: str, limit: int) -> tuple[tuple[str, str], ...]:
+        """Call id and run id of the newest runs, oldest first."""
+        return tuple(reversed(self._connection.execute(_RECENT_CALLS, [session_id, limit]).fetchall()))
 
     def sessions_with_open_runs(self) -> list[str]:
         return [session_id for (session_id,) in self._connection.execute(_SESSIONS_WITH_OPEN_RUNS).fetchall()]
@@ -186,6 +190,10 @@ class RecordTables:
             self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
+
+    def sessions_of(self, owner: str) -> list[str]:
+        """Sessions with open runs whose newest owner this is."""
+        return [session_id for (session_id,) in self._connection.execute(_OWNED_WITH_OPEN_RUNS, [owner]).fetchall()]
 
     def counts(self) -> tuple[int, int]:
         """How many sessions and runs there are."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,7 +95,7 @@ class ScriptedProvider:
             Capability(name="system_prompts", type=CapabilityType.PROMPT),
         )
 
-    async def execute(self, request: ProviderRequest) -> AsyncIterator[ProviderEvent | ProviderOutcome]:
+    async def execute(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent | ProviderOutcome]:
         step = self._step(request)
         if step.latency_s:
             await asyncio.sleep(step.latency_s)
@@ -158,7 +158,7 @@ async def _play(request: ProviderRequest, call: ScriptedToolCall) -> ToolResult:
     return ToolResult(output=call.output)
 
 
-async def _stream(text: str, step: ScriptedStep, *, stop_after: int | None) -> AsyncIterator[ProviderEvent]:
+async def _stream(text: str, step: ScriptedStep, *, stop_after: int | None) -> AsyncGenerator[ProviderEvent]:
     for index, chunk in enumerate(_split(text, step.chunks)):
         if stop_after is not None and index >= stop_after:
             return

@@ -1,0 +1,16 @@
+"""Where a runtime lives: all that another process needs to find its actors."""
+
+from dataclasses import dataclass
+
+EVENT_STORE = "event-store"
+DIRECTORY = "directory"
+SESSION_SERVER_PREFIX = "session-server:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeAddress:
+    """One runtime: its Ray cluster, its namespace there, and its data_dir."""
+
+    ray_address: str
+    namespace: str
+    data_dir: str

@@ -1,0 +1,127 @@
+"""The event store's actor: a thin shell around DuckDBEventStore, reached by Ray calls and by a socket on its node."""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import ray
+import structlog
+
+from ..adapters.event_codec import Slab
+from ..adapters.socket_lane import SOCKET_NAME, SocketLaneServer
+from ..domain.event_log import EventQuery, Ownership, SessionRecords
+from ..domain.run import Run
+from ..domain.session import Session
+
+_log = structlog.get_logger(__name__)
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class EventStore:
+    """Owns the DuckDB file of one data_dir. Restarted by Ray without end, it comes back with all that it acknowledged.
+
+    Opening happens in the background of the constructor; every call waits for it, and raises the reason if it failed.
+    When a write fails the process ends itself: what the file holds is the truth, and the next process starts from that.
+    """
+
+    def __init__(self, data_dir: str) -> None:
+        # Here, not at the top: whoever starts this actor must not pay for DuckDB (23 MB, and its chatter at exit).
+        from ..adapters.duckdb.event_store import FILE_NAME, MEMORY_PATH, DuckDBEventStore  # noqa: PLC0415
+
+        memory = data_dir == MEMORY_PATH
+        self._scratch = tempfile.TemporaryDirectory(prefix="greenroom-") if memory else None
+        folder = Path(self._scratch.name if self._scratch else data_dir)
+        self._store = DuckDBEventStore(MEMORY_PATH if memory else str(folder / FILE_NAME), on_fatal=_end_process)
+        self._socket = SocketLaneServer(folder / SOCKET_NAME, self._store.submit)
+        self._opening = asyncio.get_running_loop().create_task(self._open(), name="greenroom-open-store")
+
+    async def _open(self) -> None:
+        await self._store.open()
+        try:
+            await self._socket.start()
+        except OSError:
+            _log.exception("no_socket_lane", path=str(self._socket.path))  # the Ray lane works from everywhere
+
+    async def _when_open(self, work: Callable[_P, Awaitable[_R]], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        await asyncio.shield(self._opening)
+        return await work(*args, **kwargs)
+
+    async def hello(self) -> dict[str, Any]:
+        """Where its fast lane is: node and path of the socket. Raises the reason if the file does not open."""
+        await asyncio.shield(self._opening)
+        return {
+            "node_id": ray.get_runtime_context().get_node_id(),
+            "socket": str(self._socket.path),
+            "pid": os.getpid(),
+        }
+
+    async def append(self, frame: bytes) -> bytes:
+        """The Ray lane: a frame of batches in, its answers out."""
+        return await self._when_open(self._store.append, frame)
+
+    async def grant(self, session_id: str, owner: str) -> Ownership:
+        return await self._when_open(self._store.grant, session_id, owner)
+
+    async def read(self, session_id: str, query: EventQuery, wait_s: float = 0) -> list[Slab]:
+        return await self._when_open(self._store.read, session_id, query, wait_s=wait_s)
+
+    async def load(self, session_id: str) -> SessionRecords:
+        return await self._when_open(self._store.load, session_id)
+
+    async def owner(self, session_id: str) -> str | None:
+        return await self._when_open(self._store.owner, session_id)
+
+    async def find_session(self, session_id: str) -> Session | None:
+        return await self._when_open(self._store.find_session, session_id)
+
+    async def find_session_by_key(self, idempotency_key: str) -> str | None:
+        return await self._when_open(self._store.find_session_by_key, idempotency_key)
+
+    async def find_run(self, run_id: str) -> Run | None:
+        return await self._when_open(self._store.find_run, run_id)
+
+    async def find_run_by_key(self, session_id: str, idempotency_key: str) -> str | None:
+        return await self._when_open(self._store.find_run_by_key, session_id, idempotency_key)
+
+    async def list_sessions(self, filters: dict[str, Any]) -> list[Session]:
+        return await self._when_open(self._store.list_sessions, **filters)
+
+    async def list_runs(self, filters: dict[str, Any]) -> list[Run]:
+        return await self._when_open(self._store.list_runs, **filters)
+
+    async def sessions_with_open_runs(self) -> list[str]:
+        return await self._when_open(self._store.sessions_with_open_runs)
+
+    async def sessions_of(self, owner: str) -> list[str]:
+        return await self._when_open(self._store.sessions_of, owner)
+
+    async def save_tools(self, session_id: str, tools: bytes) -> None:
+        await self._when_open(self._store.save_tools, session_id, tools)
+
+    async def tools(self, session_id: str) -> bytes | None:
+        return await self._when_open(self._store.tools, session_id)
+
+    async def save_setting(self, name: str, value: str) -> None:
+        await self._when_open(self._store.save_setting, name, value)
+
+    async def setting(self, name: str) -> str | None:
+        return await self._when_open(self._store.setting, name)
+
+    async def counts(self) -> dict[str, int]:
+        return await self._when_open(self._store.counts)
+
+    async def close(self) -> None:
+        """Commit what has arrived and close the file; nothing can be called after."""
+        await asyncio.shield(self._opening)
+        await self._socket.close()
+        await self._store.close()
+
+
+def _end_process(exc: Exception) -> None:
+    _log.error("event_store_ends_itself", error=str(exc))
+    os._exit(1)  # not exit_actor: Ray must see a death, and restart

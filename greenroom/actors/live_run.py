@@ -1,0 +1,127 @@
+"""A run that has not ended: what the session's process keeps of it in memory."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..domain.errors import GreenroomError
+from ..domain.event import EventType
+from ..domain.event_log import Committed
+from ..domain.provider import ProviderEvent
+from ..domain.run import Run, RunResult, RunStatus
+from ..domain.run_input import Message, Role
+from ..domain.run_options import RunOptions
+from ..domain.run_outcome import cancelled_error, deadline_error
+
+_MICROSECONDS = 1_000_000
+
+_TOOL_ENDINGS = (EventType.TOOL_CALL_COMPLETED, EventType.TOOL_CALL_FAILED)
+
+
+@dataclass(slots=True, kw_only=True)
+class LiveRun:
+    """State of one run between run_queued and its end. Only the session's loop touches it."""
+
+    run_id: str
+    session_id: str
+    number: int
+    """Which run of the session this is, from 1."""
+    messages: tuple[Message, ...]
+    options: RunOptions
+    provider: str
+    queued_at_us: int
+    attempt: int = 1
+    started_at_us: int = 0
+    first_started_at_us: int | None = None
+    queued: "asyncio.Future[Committed] | None" = None
+    """Done when its run_queued is durable; None for a run that was found in the log."""
+    task: "asyncio.Task[None] | None" = None
+    deadline: asyncio.TimerHandle | None = None
+    ended: bool = False
+    """Its terminal event has been appended: nothing more is recorded of it."""
+    waiters: "list[asyncio.Future[RunResult]]" = field(default_factory=list["asyncio.Future[RunResult]"])
+    open_tool_calls: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    """Data of the tool calls that started and have not ended."""
+    text: list[str] = field(default_factory=list[str])
+    """What the agent has said so far, kept for a run that is stopped."""
+    token_usage: dict[str, int] = field(default_factory=dict[str, int])
+
+    def observe(self, event: ProviderEvent) -> None:
+        """Keep what a later stop of the run would have to account for."""
+        data = event.data
+        if event.type is EventType.MESSAGE_STREAMED:
+            if data.get("kind") == "text":
+                self.text.append(data["content"])
+        elif event.type is EventType.TOOL_CALL_STARTED:
+            self.open_tool_calls[data["tool_call_id"]] = data
+        elif event.type in _TOOL_ENDINGS:
+            self.open_tool_calls.pop(data["tool_call_id"], None)
+        elif event.type is EventType.TOKEN_USAGE_UPDATED:
+            self.token_usage = data
+
+    def stopped_data(self, **data: Any) -> dict[str, Any]:
+        """Data of a terminal event other than run_completed: what was produced is kept."""
+        if self.text:
+            data["output"] = {"content": "".join(self.text)}
+        if self.token_usage:
+            data["token_usage"] = self.token_usage
+        return data
+
+    def remaining_s(self, now_us: int) -> float:
+        """Seconds to the deadline, which is measured from the start of the first attempt."""
+        elapsed_s = (now_us - (self.first_started_at_us or now_us)) / _MICROSECONDS
+        return self.options.deadline_s - elapsed_s
+
+
+def live_run_of(run: Run, options: RunOptions, *, number: int, provider: str) -> LiveRun:
+    """The live form of a run found open in the log."""
+    first = run.first_started_at
+    return LiveRun(
+        run_id=run.id,
+        session_id=run.session_id,
+        number=number,
+        messages=tuple(Message(Role(item["role"]), item["content"]) for item in run.input["messages"]),
+        options=options,
+        provider=provider,
+        queued_at_us=int(run.queued_at.timestamp() * _MICROSECONDS),
+        attempt=run.attempt,
+        first_started_at_us=int(first.timestamp() * _MICROSECONDS) if first else None,
+    )
+
+
+def result_of(run: LiveRun, data: dict[str, Any], *, ended_at_us: int, last_seq: int) -> RunResult:
+    """The result of a run whose run_completed carries this data; the same as outcome_of gives for its record."""
+    return RunResult(
+        run_id=run.run_id,
+        session_id=run.session_id,
+        status=RunStatus.COMPLETED,
+        output=data["output"],
+        token_usage=data["token_usage"],
+        cost_usd=data["cost_usd"],
+        provider=run.provider,
+        model=data["model"],
+        attempts=run.attempt,
+        stop_reason=data["stop_reason"],
+        timings={
+            "queued_s": (run.started_at_us - run.queued_at_us) / _MICROSECONDS,
+            "running_s": (ended_at_us - run.started_at_us) / _MICROSECONDS,
+        },
+        workspace=None,
+        policy=None,
+        routing=None,
+        last_seq=last_seq,
+    )
+
+
+def error_of(
+    run: LiveRun, event_type: EventType, data: dict[str, Any], error: GreenroomError | None, *, last_seq: int
+) -> GreenroomError:
+    """What awaiting a run raises that ended in any other way; the same as outcome_of gives for its record."""
+    details: dict[str, object] = {"run_id": run.run_id, "session_id": run.session_id, "last_seq": last_seq}
+    if "output" in data:
+        details["output"] = data["output"]
+    if event_type is EventType.RUN_CANCELLED:
+        return cancelled_error(details, data.get("reason"))
+    if event_type is EventType.RUN_TIMEOUT or error is None:
+        return deadline_error(details)
+    return type(error)(error.message, details={**error.details, **details}, provider_error=error.provider_error)

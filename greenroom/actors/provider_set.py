@@ -1,0 +1,56 @@
+"""The providers that a session can run on: declared by name, made when first used."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from ..adapters.providers.registry import BUILT_IN_DECLARATIONS, provider_class
+from ..domain.errors import ValidationError
+from ..domain.provider import Provider, ProviderDeclaration
+
+
+class ProviderSet:
+    """Providers of one session, by name."""
+
+    def __init__(self, declarations: Mapping[str, ProviderDeclaration]) -> None:
+        self._declarations = {**BUILT_IN_DECLARATIONS, **declarations}
+        self._instances: dict[str, Provider] = {}
+
+    def declare(self, declarations: Mapping[str, ProviderDeclaration]) -> None:
+        """Take over new declarations; a provider that changed is made anew for the runs that start from now on."""
+        for name, declared in {**BUILT_IN_DECLARATIONS, **declarations}.items():
+            if self._declarations.get(name) != declared:
+                self._declarations[name] = declared
+                self._instances.pop(name, None)
+
+    def check(self, name: str, options: Mapping[str, Any], *, field: str) -> None:
+        """Raise ValidationError unless there is such a provider and it takes these options."""
+        declared = self._declared(name)
+        if options:
+            provider_class(declared.kind).check_options({**declared.options, **options}, field=field)
+
+    def get(self, name: str) -> Provider:
+        """The provider, made now if this is its first use."""
+        provider = self._instances.get(name)
+        if provider is None:
+            provider = self._instances[name] = provider_class(self._declared(name).kind)(name)
+        return provider
+
+    def options(self, name: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A run's options over the declared ones; the declared mapping itself when the run has none."""
+        declared = self._declared(name).options
+        return {**declared, **options} if options else declared
+
+    async def aclose(self) -> None:
+        """Release all that were made."""
+        instances, self._instances = self._instances, {}
+        for provider in instances.values():
+            await provider.aclose()
+
+    def _declared(self, name: str) -> ProviderDeclaration:
+        declared = self._declarations.get(name)
+        if declared is None:
+            near = difflib.get_close_matches(name, self._declarations, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"declared are: {', '.join(sorted(self._declarations))}."
+            raise ValidationError(f"Provider {name!r} is not declared; {hint}", details={"field": "provider"})
+        return declared

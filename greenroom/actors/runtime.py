@@ -1,0 +1,417 @@
+"""The Runtime: what a process holds of a runtime that it has started or joined."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+import ray.exceptions
+
+from ..adapters.option_parsing import parse_options, require_json_safe
+from ..adapters.providers.registry import BUILT_IN_DECLARATIONS
+from ..adapters.run_option_parsing import parse_run_options
+from ..adapters.settings import MEMORY_DATA_DIR
+from ..domain.errors import GreenroomError, RunNotFound, RuntimeGone, SessionNotFound, ValidationError
+from ..domain.event_log import MAX_READ_LIMIT
+from ..domain.provider import ProviderDeclaration
+from ..domain.run import Run, RunResult, RunStatus
+from ..domain.session import Session, SessionSpec, SessionState
+from .address import RuntimeAddress
+from .event_stream import EventStream
+from .ray_errors import raise_bare
+from .runtime_file import RuntimeRecord, remove_record
+from .session_handle import SessionHandle
+
+ResultT = TypeVar("ResultT")
+
+_STOP_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeStats:
+    """What there is, and who serves it."""
+
+    actors: list[dict[str, Any]]
+    """Kind (the class name), name, pid, node_id, state and session_ids of each."""
+    sessions: int
+    runs: int
+    events: int
+    bytes: int
+    """Size of the event store on disk."""
+    processes: int
+
+
+class Runtime:
+    """A runtime. Every method has a twin for event loops with `a` in front.
+
+    The plain ones may be called from any thread, also while a loop runs in it. Errors are the bare classes of
+    greenroom; RuntimeGone when the runtime has ended.
+    """
+
+    def __init__(self, address: RuntimeAddress, *, store: Any, directory: Any, owns_ray: bool) -> None:
+        self._address = address
+        self._store = store
+        self._directory = directory
+        self._owns_ray = owns_ray
+        self._ended = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_lock = threading.Lock()
+
+    @property
+    def data_dir(self) -> str:
+        """Where everything is kept."""
+        return self._address.data_dir
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether this process is still connected to it, and nobody here has shut it down."""
+        return not self._ended and ray.is_initialized() and _same_cluster(self._address)
+
+    def record(self) -> RuntimeRecord:
+        """What later processes need to join."""
+        return RuntimeRecord(
+            ray_address=self._address.ray_address,
+            namespace=self._address.namespace,
+            version=version("greenroom"),
+            pid=os.getpid(),
+        )
+
+    def declare_providers(self, declarations: dict[str, ProviderDeclaration]) -> None:
+        """Add providers to the runtime, in place of those of the same names."""
+        if declarations:
+            self._wait(self._ask(self._directory.declare_providers.remote(declarations)))
+
+    # Sessions
+
+    async def aopen_session(
+        self,
+        session_id: str | None = None,
+        *,
+        agent_id: str = "agent",
+        provider: str | None = None,
+        context: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        tags: Sequence[str] = (),
+        parent_session_id: str | None = None,
+        tools: Sequence[Any] = (),
+        max_concurrent_runs: int = 1,
+        max_queued_runs: int = 100,
+        run_defaults: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> SessionHandle:
+        """Open a session; with the id of one that exists, resume that one as it is.
+
+        `tools` are Python callables, or `"package.module:function"`. A repeated idempotency key gives the session that
+        the first call opened. Raises ValidationError that names the argument; nothing is stored then.
+        """
+        values: dict[str, Any] = {
+            "agent_id": agent_id,
+            "provider": provider,
+            "context": dict(context or {}),
+            "metadata": dict(metadata or {}),
+            "tags": tuple(tags),
+            "parent_session_id": parent_session_id,
+            "max_concurrent_runs": max_concurrent_runs,
+            "max_queued_runs": max_queued_runs,
+            "run_defaults": dict(run_defaults or {}),
+        }
+        spec = parse_options(SessionSpec, values, field="open_session")
+        for name in ("context", "metadata", "run_defaults"):
+            require_json_safe(values[name], field=name)
+        parse_run_options(spec.run_defaults, None, field="run_defaults")
+        await self._check_provider(spec.provider)
+        call_id = secrets.token_hex(12)
+        placed = await self._ask(
+            self._directory.open_session.remote(session_id, spec, _packed(tools), idempotency_key, call_id)
+        )
+        return SessionHandle(placed["session_id"], self._address, placed["actor"])
+
+    def open_session(self, session_id: str | None = None, **arguments: Any) -> SessionHandle:
+        """See aopen_session."""
+        return self._wait(self.aopen_session(session_id, **arguments))
+
+    async def _check_provider(self, name: str | None) -> None:
+        if name is not None and name not in await self._providers():
+            raise ValidationError(
+                f"Provider {name!r} is not declared; declared are: {', '.join(sorted(await self._providers()))}.",
+                details={"field": "provider"},
+            )
+
+    async def aget_session(self, session_id: str) -> SessionHandle:
+        """A handle of a session that exists. SessionNotFound otherwise."""
+        await self.asession(session_id)
+        return SessionHandle(session_id, self._address)
+
+    def get_session(self, session_id: str) -> SessionHandle:
+        """See aget_session."""
+        return self._wait(self.aget_session(session_id))
+
+    async def asession(self, session_id: str) -> Session:
+        """The session's record. SessionNotFound if there is none."""
+        session: Session | None = await self._ask(self._store.find_session.remote(session_id))
+        if session is None:
+            raise SessionNotFound(
+                f"There is no session {session_id} in {self.data_dir}.", details={"session_id": session_id}
+            )
+        return session
+
+    def session(self, session_id: str) -> Session:
+        """See asession."""
+        return self._wait(self.asession(session_id))
+
+    async def alist_sessions(
+        self,
+        *,
+        status: SessionState | str | None = None,
+        agent_id: str | None = None,
+        tag: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> list[Session]:
+        """Sessions in the order in which they were made; `after` is the id of the last one of the page before."""
+        filters = {
+            "status": SessionState(_checked(status, SessionState, "status")).value if status else None,
+            "agent_id": agent_id,
+            "tag": tag,
+            "after": after,
+            "limit": _checked_limit(limit),
+        }
+        return await self._ask(self._store.list_sessions.remote(filters))
+
+    def list_sessions(self, **filters: Any) -> list[Session]:
+        """See alist_sessions."""
+        return self._wait(self.alist_sessions(**filters))
+
+    # Runs
+
+    async def aget_run(self, run_id: str) -> Run:
+        """The run's record. RunNotFound if there is none."""
+        run: Run | None = await self._ask(self._store.find_run.remote(run_id))
+        if run is None:
+            raise RunNotFound(f"There is no run {run_id} in {self.data_dir}.", details={"run_id": run_id})
+        return run
+
+    def get_run(self, run_id: str) -> Run:
+        """See aget_run."""
+        return self._wait(self.aget_run(run_id))
+
+    async def alist_runs(
+        self,
+        *,
+        session_id: str | None = None,
+        status: RunStatus | str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> list[Run]:
+        """Runs in the order in which they were made; `after` is the id of the last one of the page before."""
+        filters = {
+            "session_id": session_id,
+            "status": RunStatus(_checked(status, RunStatus, "status")).value if status else None,
+            "after": after,
+            "limit": _checked_limit(limit),
+        }
+        return await self._ask(self._store.list_runs.remote(filters))
+
+    def list_runs(self, **filters: Any) -> list[Run]:
+        """See alist_runs."""
+        return self._wait(self.alist_runs(**filters))
+
+    async def arun_once(self, input: object, **options: Any) -> RunResult:
+        """Open a session, execute one run in it, end the session; the run's error is raised.
+
+        `options` are arguments of open_session, and run options.
+        """
+        session_options, run_options = _split_options(options)
+        session = await self.aopen_session(**session_options)
+        try:
+            result: RunResult = await self._ask(session.execute_run.remote(input, run_options))
+        except GreenroomError as exc:
+            await self._ask(session.fail.remote(exc))
+            raise
+        except BaseException:
+            session.cancel.remote()
+            raise
+        await self._ask(session.complete.remote())
+        return result
+
+    def run_once(self, input: object, **options: Any) -> RunResult:
+        """See arun_once."""
+        return self._wait(self.arun_once(input, **options))
+
+    @asynccontextmanager
+    async def astream_session(self, input: object, **options: Any) -> AsyncGenerator[EventStream]:
+        """One run in a session of its own, as a stream of events that ends with it; left early, the run is cancelled.
+
+        Options as for arun_once. A run that fails ends the stream with its terminal event; nothing is raised for it.
+        """
+        session_options, run_options = _split_options(options)
+        session = await self.aopen_session(**session_options)
+        run_id: str = await self._ask(session.submit_run.remote(input, run_options))
+        stream = session.follow(run_id=run_id)
+        try:
+            yield stream
+        finally:
+            stream.close()
+            await self._ask(session.cancel_run.remote(run_id, "the stream was left"))
+            await self._ask(session.complete.remote())
+
+    @contextmanager
+    def stream_session(self, input: object, **options: Any) -> Generator[EventStream]:
+        """See astream_session."""
+        context = self.astream_session(input, **options)
+        stream = self._wait(context.__aenter__())
+        try:
+            yield stream
+        finally:
+            self._wait(context.__aexit__(None, None, None))
+
+    # The runtime itself
+
+    async def aproviders(self) -> dict[str, ProviderDeclaration]:
+        """The providers that there are, by name."""
+        return await self._providers()
+
+    def providers(self) -> dict[str, ProviderDeclaration]:
+        """See aproviders."""
+        return self._wait(self._providers())
+
+    async def _providers(self) -> dict[str, ProviderDeclaration]:
+        settings = await self._ask(self._directory.settings.remote())
+        return {**BUILT_IN_DECLARATIONS, **settings["providers"]}
+
+    async def astats(self) -> RuntimeStats:
+        """What there is, and who serves it. Never waits on a session's actor."""
+        actors, counts = await asyncio.gather(
+            self._ask(self._directory.actors.remote()), self._ask(self._store.counts.remote())
+        )
+        return RuntimeStats(actors=actors, processes=len(actors), **counts)
+
+    def stats(self) -> RuntimeStats:
+        """See astats."""
+        return self._wait(self.astats())
+
+    async def ashutdown(self) -> None:
+        """Stop the runtime's actors, for everybody who joined it; ends Ray if this process started it.
+
+        Runs in flight are interrupted, and accounted for when a runtime starts on the data_dir again.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        if ray.is_initialized() and _same_cluster(self._address):
+            await self._stop_actors()
+        if self.data_dir != MEMORY_DATA_DIR:
+            remove_record(Path(self.data_dir))
+
+    def shutdown(self) -> None:
+        """See ashutdown."""
+        self._wait(self.ashutdown())
+        self._stop_loop()
+        if self._owns_ray and ray.is_initialized():
+            ray.shutdown()
+
+    async def _stop_actors(self) -> None:
+        names: list[str] = await self._ask(self._directory.session_servers.remote())
+        ray.kill(self._directory)
+        servers: list[Any] = []
+        for name in names:
+            with contextlib.suppress(ValueError):
+                servers.append(await asyncio.to_thread(ray.get_actor, name, self._address.namespace))
+        stops = [asyncio.wrap_future(server.stop.remote().future()) for server in servers]
+        if stops:
+            await asyncio.wait(stops, timeout=_STOP_S)
+        for server in servers:
+            ray.kill(server)
+        with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+            async with asyncio.timeout(_STOP_S):
+                await self._store.close.remote()
+        ray.kill(self._store)
+
+    # Calls
+
+    async def _ask(self, answer: Any) -> Any:
+        """The answer of an actor, its errors bare."""
+        try:
+            return await answer
+        except (ray.exceptions.RayError, ConnectionError) as exc:
+            raise_bare(exc)
+
+    def _wait(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+        """Run it to its end on this runtime's own loop, whatever loop the calling thread may be in."""
+        if self._ended and work.__name__ != "ashutdown":
+            work.close()
+            raise RuntimeGone
+        future = asyncio.run_coroutine_threadsafe(work, self._own_loop())
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _own_loop(self) -> asyncio.AbstractEventLoop:
+        with self._loop_lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=_run_loop, args=(self._loop,), name="greenroom-runtime", daemon=True).start()
+            return self._loop
+
+    def _stop_loop(self) -> None:
+        with self._loop_lock:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._loop = None
+
+
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
+
+
+def _same_cluster(address: RuntimeAddress) -> bool:
+    return ray.get_runtime_context().gcs_address == address.ray_address
+
+
+def _packed(tools: Sequence[Any]) -> bytes | None:
+    if not tools:
+        return None
+    from ..adapters.tool_packing import pack_toolbox  # noqa: PLC0415  most sessions have none
+
+    return pack_toolbox(tools)
+
+
+_SESSION_OPTIONS = frozenset(
+    {
+        *("session_id", "agent_id", "context", "tags", "parent_session_id", "tools"),
+        *("max_concurrent_runs", "max_queued_runs", "run_defaults", "provider"),
+    }
+)
+
+
+def _split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those for the session, and those for the run."""
+    session = {name: value for name, value in options.items() if name in _SESSION_OPTIONS}
+    run = {name: value for name, value in options.items() if name not in _SESSION_OPTIONS}
+    parse_run_options(session.get("run_defaults") or {}, run)
+    return session, run
+
+
+def _checked(value: object, choices: type[SessionState] | type[RunStatus], field: str) -> str:
+    if value not in set(choices):
+        raise ValidationError(
+            f"{field} is {value!r}; it must be one of {', '.join(choices)}.", details={"field": field}
+        )
+    return str(value)
+
+
+def _checked_limit(limit: int) -> int:
+    if not 1 <= limit <= MAX_READ_LIMIT:
+        raise ValidationError(f"limit is {limit}; it must be from 1 to {MAX_READ_LIMIT}.", details={"field": "limit"})
+    return limit

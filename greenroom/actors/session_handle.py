@@ -1,0 +1,134 @@
+"""What a caller holds of a session: an id, and a way there that is found again whenever it is lost."""
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from .actor_states import actor_is_dead
+from .address import DIRECTORY, RuntimeAddress
+from .event_stream import EventStream
+from .ray_errors import raise_bare
+
+_CALL_ID_BYTES = 12
+
+
+class RemoteMethod:
+    """One method of a session; `.remote(...)` sends the call and returns at once."""
+
+    __slots__ = ("_name", "_send")
+
+    def __init__(self, send: Callable[[str, tuple[Any, ...], dict[str, Any]], Any], name: str) -> None:
+        self._send = send
+        self._name = name
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """A Ray ObjectRef of the result, for `ray.get` or to be awaited; for `subscribe` an ObjectRefGenerator.
+
+        Give a generator up with `ray.cancel`: dropping it does not stop its sender.
+        """
+        return self._send(self._name, args, kwargs)
+
+
+class SessionHandle:
+    """A session, from any process of its Ray cluster.
+
+    Cheap, and never stale: it works for as long as the session exists, whatever happened to the actor behind it. A
+    call that was under way when the actor died is sent again by Ray, and has its effect once. Pickles to the session's
+    id and the runtime's address.
+    """
+
+    def __init__(self, session_id: str, address: RuntimeAddress, actor: Any = None) -> None:
+        self.session_id = session_id
+        self._address = address
+        self._actor = actor
+        self._directory: Any = None
+        self._locating: Any = None
+        self.submit_run = RemoteMethod(self._call, "submit_run")
+        self.submit_runs = RemoteMethod(self._call, "submit_runs")
+        self.await_run = RemoteMethod(self._call, "await_run")
+        self.await_runs = RemoteMethod(self._call, "await_runs")
+        self.execute_run = RemoteMethod(self._call, "execute_run")
+        self.cancel_run = RemoteMethod(self._call, "cancel_run")
+        self.interrupt_run = RemoteMethod(self._call, "interrupt_run")
+        self.steer_run = RemoteMethod(self._call, "steer_run")
+        self.pause = RemoteMethod(self._call, "pause")
+        self.resume = RemoteMethod(self._call, "resume")
+        self.decide_approval = RemoteMethod(self._call, "decide_approval")
+        self.status = RemoteMethod(self._call, "status")
+        self.drain = RemoteMethod(self._call, "drain")
+        self.complete = RemoteMethod(self._call, "complete")
+        self.fail = RemoteMethod(self._call, "fail")
+        self.cancel = RemoteMethod(self._call, "cancel")
+        self.read_events = RemoteMethod(self._call, "read_events")
+        self.transcript = RemoteMethod(self._call, "transcript")
+        self.subscribe = RemoteMethod(self._stream, "subscribe")
+
+    def follow(
+        self,
+        from_seq: int = 0,
+        run_id: str | None = None,
+        types: Any = None,
+        follow: bool = True,
+    ) -> EventStream:
+        """Single events, as a plain and as an async iterator; reconnects by itself and misses nothing."""
+        return EventStream(
+            self.subscribe.remote, self._lost, from_seq=from_seq, run_id=run_id, types=types, follow=follow
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (SessionHandle, (self.session_id, self._address))
+
+    def __repr__(self) -> str:
+        return f"SessionHandle({self.session_id!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SessionHandle) and (self.session_id, self._address) == (
+            other.session_id,
+            other._address,
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.session_id, self._address))
+
+    def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call_id = secrets.token_hex(_CALL_ID_BYTES)
+        actor = self._known_actor()
+        if actor is not None:
+            return getattr(actor, method).remote(self.session_id, call_id, *args, **kwargs)
+        return self._get_directory().forward.remote(self.session_id, method, (call_id, *args), kwargs)
+
+    def _stream(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        actor = self._known_actor() or self._located()
+        return getattr(actor, method).remote(self.session_id, secrets.token_hex(_CALL_ID_BYTES), *args, **kwargs)
+
+    def _known_actor(self) -> Any:
+        """The session's actor if its whereabouts are known; else asks for them, and meanwhile None."""
+        if self._actor is not None and not actor_is_dead(self._actor):
+            return self._actor
+        self._actor = None
+        if self._locating is None:
+            self._locating = self._get_directory().locate.remote(self.session_id)
+            return None
+        ready, _ = ray.wait([self._locating], timeout=0)
+        return self._located() if ready else None
+
+    def _located(self) -> Any:
+        """The session's actor, waiting for the directory's answer."""
+        located = self._locating or self._get_directory().locate.remote(self.session_id)
+        self._locating = None
+        try:
+            self._actor = ray.get(located)["actor"]
+        except ray.exceptions.RayError as exc:
+            raise_bare(exc)
+        return self._actor
+
+    def _lost(self) -> None:
+        """Forget where the session was served: the next call asks."""
+        self._actor = None
+
+    def _get_directory(self) -> Any:
+        if self._directory is None:
+            self._directory = ray.get_actor(DIRECTORY, namespace=self._address.namespace)
+        return self._directory

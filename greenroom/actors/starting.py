@@ -1,0 +1,186 @@
+"""start(): the one place where everything is wired. Joins the runtime of a data_dir, or starts it."""
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import filelock
+import ray
+import ray.exceptions
+
+from ..adapters.settings import MEMORY_DATA_DIR, Settings, load_settings
+from ..domain.errors import GreenroomError, InvalidOperation, StorageConnectionFailed, ValidationError
+from . import ray_cluster
+from .address import DIRECTORY, EVENT_STORE, RuntimeAddress
+from .directory import Directory
+from .event_store import EventStore
+from .ray_errors import raise_bare
+from .runtime import Runtime
+from .runtime_file import RuntimeRecord, read_record, write_record
+
+START_LOCK_S = 60.0
+"""How long to wait for another process that starts a runtime on the same data_dir right now."""
+
+_ACTOR_OPTIONS: dict[str, Any] = {
+    "lifetime": "detached",
+    "num_cpus": 0,
+    "max_restarts": -1,
+    "max_task_retries": -1,
+    "max_concurrency": 100_000,  # at Ray's default of 1,000 waiting calls starve the others
+    "get_if_exists": True,
+}
+
+_started: dict[str, Runtime] = {}
+"""Runtimes of this process by data_dir: starting twice gives the same one."""
+
+
+def start(config: Mapping[str, Any] | Settings | None = None, **overrides: Any) -> Runtime:
+    """The runtime of a data_dir: joins the one that lives there, else starts it, with Ray if that is needed.
+
+    Configuration comes from greenroom.toml in the working directory, then the environment (GREENROOM_DATA_DIR and so
+    on), then the arguments. Idempotent: in one process the same data_dir gives the same Runtime. Waits up to 15 s for
+    a dying owner of the event store's file.
+
+    Raises ValidationError for a bad setting, StorageConnectionFailed when another process holds the file,
+    StorageError or InvalidFormat when the file does not open, InvalidOperation when a runtime of another version lives
+    there.
+    """
+    settings = load_settings(config, overrides)
+    declarations = settings.declarations()
+    if settings.default_provider not in {*declarations, "scripted", "shell", "claude"}:
+        raise ValidationError(
+            f"default_provider {settings.default_provider!r} is not declared under providers.",
+            details={"field": "default_provider"},
+        )
+    data_dir = MEMORY_DATA_DIR if settings.is_memory else str(_prepared(Path(settings.data_dir)))
+    known = _started.get(data_dir)
+    if known is not None and known.is_alive:
+        known.declare_providers(declarations)
+        return known
+    runtime = _start_in_memory(settings) if settings.is_memory else _start_on_disk(settings, Path(data_dir))
+    runtime.declare_providers(declarations)
+    _started[data_dir] = runtime
+    return runtime
+
+
+def _prepared(data_dir: Path) -> Path:
+    """The data_dir, absolute; made for this user alone when it is missing."""
+    data_dir = data_dir.expanduser()
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ValidationError(
+            f"data_dir {data_dir} cannot be used: {exc.strerror}. Choose a directory that this user can write.",
+            details={"field": "data_dir"},
+        ) from exc
+    return data_dir.resolve()
+
+
+def _start_in_memory(settings: Settings) -> Runtime:
+    owns_ray = _connect(settings.ray_address)
+    address = RuntimeAddress(
+        ray_address=ray_cluster.current_address(),
+        namespace=f"greenroom-memory-{secrets.token_hex(8)}",
+        data_dir=MEMORY_DATA_DIR,
+    )
+    return _wire(address, settings, owns_ray=owns_ray)
+
+
+def _start_on_disk(settings: Settings, data_dir: Path) -> Runtime:
+    lock = filelock.FileLock(data_dir / "start.lock", timeout=START_LOCK_S)
+    try:
+        with lock:
+            return _join_or_start(settings, data_dir)
+    except filelock.Timeout as exc:
+        raise StorageConnectionFailed(
+            f"Another process has been starting a runtime on {data_dir} for {START_LOCK_S} s; stop it, or use another"
+            " data_dir.",
+            details={"data_dir": str(data_dir)},
+        ) from exc
+
+
+def _join_or_start(settings: Settings, data_dir: Path) -> Runtime:
+    record = read_record(data_dir)
+    lives = record is not None and record.is_alive
+    if record is not None and lives:
+        _check_same_cluster(record, data_dir)
+    owns_ray = _connect(record.ray_address if record is not None and lives else settings.ray_address)
+    address = RuntimeAddress(
+        ray_address=ray_cluster.current_address(), namespace=_namespace(data_dir), data_dir=str(data_dir)
+    )
+    runtime = _wire(address, settings, owns_ray=owns_ray)
+    if record is None or not lives:
+        write_record(data_dir, runtime.record())
+    return runtime
+
+
+def _check_same_cluster(record: RuntimeRecord, data_dir: Path) -> None:
+    if ray.is_initialized() and ray_cluster.current_address() != record.ray_address:
+        raise InvalidOperation(
+            f"The runtime on {data_dir} lives on the Ray cluster at {record.ray_address}, and this process is connected"
+            f" to {ray_cluster.current_address()}. Use another data_dir, or call ray.shutdown() first.",
+            details={"data_dir": str(data_dir), "ray_address": record.ray_address},
+        )
+
+
+def _connect(ray_address: str | None) -> bool:
+    """Connect to Ray if this process is not; True if that started it."""
+    if ray.is_initialized():
+        ray_cluster.quiet()
+        return False
+    if ray_address is None:
+        ray_cluster.start_cluster()
+        return True
+    try:
+        ray_cluster.join_cluster(ray_address)
+    except (ConnectionError, ray.exceptions.RayError) as exc:
+        raise StorageConnectionFailed(
+            f"There is no Ray cluster at {ray_address} that this process can join ({exc}).",
+            details={"field": "ray_address"},
+        ) from exc
+    return False
+
+
+def _namespace(data_dir: Path) -> str:
+    return "greenroom-" + hashlib.sha256(str(data_dir).encode()).hexdigest()[:16]
+
+
+def _wire(address: RuntimeAddress, settings: Settings, *, owns_ray: bool) -> Runtime:
+    """Find the runtime's actors, or start them: the event store first, which may refuse."""
+    options = {**_ACTOR_OPTIONS, "namespace": address.namespace}
+    store: Any = ray.remote(EventStore).options(name=EVENT_STORE, **options).remote(address.data_dir)
+    try:
+        _ask(store.hello.remote())
+    except GreenroomError:
+        ray.kill(store)
+        if owns_ray:
+            ray.shutdown()
+        raise
+    server_settings = {
+        "providers": settings.declarations(),
+        "default_provider": settings.default_provider,
+        "max_input_bytes": settings.limits.max_input_bytes,
+        "version": version("greenroom"),
+    }
+    directory: Any = ray.remote(Directory).options(name=DIRECTORY, **options).remote(address, store, server_settings)
+    _check_version(_ask(directory.settings.remote())["version"], address)
+    return Runtime(address, store=store, directory=directory, owns_ray=owns_ray)
+
+
+def _check_version(found: str, address: RuntimeAddress) -> None:
+    if found != version("greenroom"):
+        raise InvalidOperation(
+            f"The runtime on {address.data_dir} is Greenroom {found}, and this process has {version('greenroom')}."
+            " Install the same version, or end that runtime with `greenroom down`.",
+            details={"runtime_version": found},
+        )
+
+
+def _ask(answer: Any) -> Any:
+    try:
+        return ray.get(answer)
+    except ray.exceptions.RayError as exc:
+        raise_bare(exc)

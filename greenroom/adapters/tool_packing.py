@@ -1,0 +1,22 @@
+"""A session's tools as bytes: how they lie in the session's own row."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+
+from .tool_definition import ToolLike
+from .tools import CallableToolbox, as_tool, pack_tool, unpack_tools
+
+
+def pack_toolbox(tools: Sequence[ToolLike]) -> bytes | None:
+    """The tools, checked and packed; None when there are none."""
+    toolbox = CallableToolbox([as_tool(tool) for tool in tools])
+    packed: list[dict[str, Any]] = [pack_tool(as_tool(tool)) for tool in tools]
+    toolbox.close()
+    return msgpack.packb(packed) if packed else None
+
+
+def unpack_toolbox(packed: bytes) -> CallableToolbox:
+    """The tools again; one that cannot be restored answers tool_not_found."""
+    return unpack_tools(msgpack.unpackb(packed))

@@ -1,0 +1,32 @@
+"""What becomes of the runs of a session whose process died: decided here, carried out by its next owner."""
+
+from enum import StrEnum
+
+from .run import Run, RunStatus
+from .run_options import OnCrash, RunOptions
+
+
+class Recovery(StrEnum):
+    """The fate of an open run."""
+
+    WAIT = "wait"
+    """It was queued: it keeps its place."""
+    RETRY = "retry"
+    """It was in flight: it is queued again as the next attempt, at its old place."""
+    EXPIRE = "expire"
+    """Its deadline has passed meanwhile."""
+    INTERRUPT = "interrupt"
+    """It was in flight and may not run again: it ends failed with run_interrupted."""
+
+
+def recovery_of(run: Run, options: RunOptions, *, now_us: int) -> Recovery:
+    """What to do with a run that the log shows as open."""
+    if run.first_started_at is not None:
+        elapsed_s = now_us / 1e6 - run.first_started_at.timestamp()
+        if elapsed_s >= options.deadline_s:
+            return Recovery.EXPIRE
+    if run.status is RunStatus.PENDING:
+        return Recovery.WAIT
+    if options.on_crash is OnCrash.RETRY and run.attempt < options.max_attempts:
+        return Recovery.RETRY
+    return Recovery.INTERRUPT

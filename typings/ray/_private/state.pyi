@@ -1,0 +1,3 @@
+from typing import Any
+
+def actors() -> dict[str, dict[str, Any]]: ...

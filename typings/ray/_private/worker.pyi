@@ -1,0 +1,3 @@
+from typing import Any
+
+def print_to_stdstream(data: dict[str, Any], ignore_prefix: bool) -> None: ...

@@ -1,0 +1,3 @@
+from typing import Any
+
+def list_named_actors(all_namespaces: bool = False) -> list[Any]: ...
