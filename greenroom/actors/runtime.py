@@ -75,6 +75,11 @@ class Runtime:
         """Whether this process is still connected to it, and nobody here has shut it down."""
         return not self._ended and ray.is_initialized() and _same_cluster(self._address)
 
+    @property
+    def owns_ray(self) -> bool:
+        """Whether this process started the Ray cluster that the runtime lives on, and ends it with `shutdown`."""
+        return self._owns_ray
+
     def record(self) -> RuntimeRecord:
         """What later processes need to join."""
         return RuntimeRecord(

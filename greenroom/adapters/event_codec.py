@@ -19,6 +19,7 @@ from ..domain.event import (
     NewEvent,
     from_microseconds,
 )
+from ..domain.json_values import check_json_safe
 
 _TYPES: dict[str, EventType] = {event_type.value: event_type for event_type in EventType}
 _FIELDS = len(NewEvent._fields)
@@ -70,6 +71,8 @@ class BatchEncoder:
 
     def _pack(self, event: NewEvent) -> bytes:
         try:
+            check_json_safe(event.data)  # msgpack takes bytes and NaN, and keys that it cannot read back
+            check_json_safe(event.metadata)
             return self._packer.pack(event)
         except (TypeError, ValueError, OverflowError) as exc:
             self._packer.reset()

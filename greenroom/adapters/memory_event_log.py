@@ -11,7 +11,7 @@ from ..domain.record_projection import fold_run, fold_session
 from ..domain.run import Run
 from ..domain.session import Session
 from .clock import now_us
-from .event_codec import BatchEncoder, Slab, decode_slab
+from .event_codec import BatchEncoder, EncodedBatch, Slab, decode_slab
 from .event_log_client import PackedBatch
 
 
@@ -44,12 +44,13 @@ class MemoryEventLog:
             log.epoch += 1
 
     def append(self, session_id: str, epoch: int, events: Sequence[NewEvent]) -> "asyncio.Future[Committed]":
+        batch = self._encoder.encode(events)
         committed: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().call_soon(self._commit, session_id, epoch, list(events), committed)
+        asyncio.get_running_loop().call_soon(self._commit, session_id, epoch, batch, committed)
         return committed
 
     def record(self, session_id: str, epoch: int, events: Sequence[NewEvent]) -> None:
-        asyncio.get_running_loop().call_soon(self._commit, session_id, epoch, list(events), None)
+        asyncio.get_running_loop().call_soon(self._commit, session_id, epoch, self._encoder.encode(events), None)
 
     async def room(self) -> None:
         return None
@@ -90,14 +91,13 @@ class MemoryEventLog:
         return self._logs[session_id]
 
     def _commit(
-        self, session_id: str, epoch: int, events: list[NewEvent], committed: "asyncio.Future[Committed] | None"
+        self, session_id: str, epoch: int, batch: EncodedBatch, committed: "asyncio.Future[Committed] | None"
     ) -> None:
         log = self._log(session_id)
         if epoch != log.epoch:
             if committed is not None and not committed.done():
                 committed.set_exception(WriterFenced(details={"session_id": session_id, "epoch": epoch}))
             return
-        batch = self._encoder.encode(events)
         first_seq = len(log.events) + 1
         slab = Slab(range(first_seq, first_seq + batch.event_count), now_us(), batch.payload)
         for event in decode_slab(session_id, slab):

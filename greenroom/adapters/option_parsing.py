@@ -1,7 +1,6 @@
 """Options from plain mappings: checked by pydantic, refused in Greenroom's own words."""
 
 import difflib
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, TypeVar, cast
@@ -10,6 +9,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter
 from pydantic import ValidationError as PydanticError
 
 from ..domain.errors import ValidationError
+from ..domain.json_values import check_json_safe
 
 OptionsT = TypeVar("OptionsT")
 
@@ -63,10 +63,10 @@ def _refusal(exc: PydanticError, field: str) -> ValidationError:
 
 
 def require_json_safe(value: object, *, field: str) -> None:
-    """Raise ValidationError unless the value can be written as standard JSON (no NaN, no bytes, text keys only)."""
+    """Raise ValidationError unless the value can be stored and written as standard JSON; see check_json_safe."""
     try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as exc:
+        check_json_safe(value)
+    except ValueError as exc:
         raise ValidationError(
             f"{field} is not JSON-safe ({exc}); use text, numbers, booleans, lists and mappings with text keys.",
             details={"field": field},

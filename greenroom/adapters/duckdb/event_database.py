@@ -5,7 +5,7 @@ One connection writes and belongs to one thread; `reader()` gives others a curso
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +67,14 @@ def unpack_row(packed: bytes) -> tuple[RowHeader, bytes]:
     return header, packed[unpacker.tell() :]
 
 
+def first_row(
+    connection: duckdb.DuckDBPyConnection, statement: str, parameters: Sequence[Any]
+) -> tuple[Any, ...] | None:
+    """The first row, the result read to its end: an appender of a connection with an open one refuses to flush."""
+    rows = connection.execute(statement, list(parameters)).fetchall()
+    return rows[0] if rows else None
+
+
 class EventDatabase:
     """Tables and statements. Nothing here decides: heads say what may be written, and where."""
 
@@ -107,7 +115,7 @@ class EventDatabase:
             )
 
     def _row(self, statement: str, parameters: list[Any] | None = None) -> tuple[Any, ...] | None:
-        return self.connection.execute(statement, parameters or []).fetchone()
+        return first_row(self.connection, statement, parameters or [])
 
     def head(self, session_id: str) -> LogHead | None:
         """The end of the session's log as it is on disk; None if nobody ever owned the session."""
@@ -178,10 +186,10 @@ class EventReader:
 
     def locate(self, session_id: str) -> tuple[int, int] | None:
         """Key and last seq of the session; None if nobody ever owned it."""
-        newest = self._connection.execute(_NEWEST_EPOCH, [session_id]).fetchone()
+        newest = first_row(self._connection, _NEWEST_EPOCH, [session_id])
         if newest is None:
             return None
-        last = self._connection.execute(_LAST_SEQ, [newest[0]]).fetchone()
+        last = first_row(self._connection, _LAST_SEQ, [newest[0]])
         return newest[0], last[0] if last and last[0] else 0
 
     def batches(self, session_key: int, *, after: int) -> Iterator[StoredBatch]:
@@ -199,11 +207,11 @@ class EventReader:
 
     def owner(self, session_id: str) -> str | None:
         """Name of the newest owner."""
-        row = self._connection.execute(_OWNER, [session_id]).fetchone()
+        row = first_row(self._connection, _OWNER, [session_id])
         return row[0] if row else None
 
     def count_events(self) -> int:
-        row = self._connection.execute(_COUNT_EVENTS).fetchone()
+        row = first_row(self._connection, _COUNT_EVENTS, [])
         return int(row[0]) if row else 0
 
 

@@ -44,9 +44,7 @@ class DuckDBEventStore:
     def __init__(self, path: str, *, on_fatal: Callable[[Exception], None]) -> None:
         self.path = path
         self._loop = asyncio.get_running_loop()
-        self._writer = GroupCommitThread(
-            path, on_commit=self._committed_in_writer, on_fatal=self._failed_in_writer
-        )
+        self._writer = GroupCommitThread(path, on_commit=self._committed_in_writer, on_fatal=self._failed_in_writer)
         self._on_fatal = on_fatal
         self._database: EventDatabase | None = None
         self._recent = RecentBatches(max_bytes=RECENT_BYTES)
@@ -262,5 +260,3 @@ class DuckDBEventStore:
         if self.path == MEMORY_PATH:
             return 0
         return sum(os.path.getsize(path) for path in (self.path, self.path + ".wal") if Path(path).exists())
-
-

@@ -15,7 +15,7 @@ from ...domain.record_projection import fold_run, fold_session
 from ...domain.run import Run
 from ...domain.session import Session
 from ..event_codec import record_events
-from .event_database import unpack_row
+from .event_database import first_row, unpack_row
 
 _log = structlog.get_logger(__name__)
 
@@ -61,7 +61,7 @@ class RecordTables:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
-        row = connection.execute(_WATERMARK).fetchone()
+        row = first_row(connection, _WATERMARK, [])
         self._watermark: int = row[0] if row else 0
 
     def step(self) -> bool:
@@ -122,19 +122,19 @@ class RecordTables:
         self._watermark = watermark
 
     def session(self, session_id: str) -> Session | None:
-        row = self._connection.execute(_SESSION, [session_id]).fetchone()
+        row = first_row(self._connection, _SESSION, [session_id])
         return Session.from_dict(json.loads(row[0])) if row else None
 
     def run(self, run_id: str) -> Run | None:
-        row = self._connection.execute(_RUN, [run_id]).fetchone()
+        row = first_row(self._connection, _RUN, [run_id])
         return Run.from_dict(json.loads(row[0])) if row else None
 
     def run_by_key(self, session_id: str, idempotency_key: str) -> str | None:
-        row = self._connection.execute(_RUN_BY_KEY, [session_id, idempotency_key]).fetchone()
+        row = first_row(self._connection, _RUN_BY_KEY, [session_id, idempotency_key])
         return row[0] if row else None
 
     def session_by_key(self, idempotency_key: str) -> str | None:
-        row = self._connection.execute(_SESSION_BY_KEY, [idempotency_key]).fetchone()
+        row = first_row(self._connection, _SESSION_BY_KEY, [idempotency_key])
         return row[0] if row else None
 
     def open_runs(self, session_id: str) -> tuple[Run, ...]:
@@ -143,7 +143,7 @@ class RecordTables:
         return tuple(Run.from_dict(json.loads(record)) for (record,) in rows)
 
     def run_count(self, session_id: str) -> int:
-        row = self._connection.execute(_RUN_COUNT, [session_id]).fetchone()
+        row = first_row(self._connection, _RUN_COUNT, [session_id])
         return row[0] if row else 0
 
     def recent_calls(self, session_id: str, limit: int) -> tuple[tuple[str, str], ...]:
@@ -161,7 +161,7 @@ class RecordTables:
         )
 
     def tools(self, session_id: str) -> bytes | None:
-        row = self._connection.execute("SELECT tools FROM session_tools WHERE session_id = ?", [session_id]).fetchone()
+        row = first_row(self._connection, "SELECT tools FROM session_tools WHERE session_id = ?", [session_id])
         return row[0] if row else None
 
     def save_setting(self, name: str, value: str) -> None:
@@ -172,7 +172,7 @@ class RecordTables:
         )
 
     def setting(self, name: str) -> str | None:
-        row = self._connection.execute("SELECT value FROM meta WHERE name = ?", [name]).fetchone()
+        row = first_row(self._connection, "SELECT value FROM meta WHERE name = ?", [name])
         return row[0] if row else None
 
     def _replace(self, *statements: tuple[str, list[Any]]) -> None:
@@ -197,7 +197,7 @@ class RecordTables:
 
     def counts(self) -> tuple[int, int]:
         """How many sessions and runs there are."""
-        row = self._connection.execute(_COUNTS).fetchone()
+        row = first_row(self._connection, _COUNTS, [])
         return (row[0], row[1]) if row else (0, 0)
 
     def list_sessions(

@@ -1,0 +1,44 @@
+# Two commands do all the set-up on a machine with Python 3.11+, git and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo test check format lint types floors bench clean
+
+help: ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(INSTALLED): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+install: $(INSTALLED) ## make .venv and install into it
+
+demo: install ## the main job, with two processes killed in the middle
+	$(BIN)/greenroom demo
+
+test: install ## the whole test suite
+	$(BIN)/python -m pytest
+
+check: format lint types floors test ## everything that CI runs
+
+format: install
+	$(BIN)/ruff format --check .
+
+lint: install
+	$(BIN)/ruff check .
+
+types: install
+	$(BIN)/pyright
+
+floors: install
+	$(BIN)/lint-imports
+
+bench: install ## figures beside their limits; about six minutes
+	$(BIN)/python -m benchmarks
+
+clean: ## remove what was installed and built
+	rm -rf $(VENV) build dist *.egg-info

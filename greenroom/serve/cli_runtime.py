@@ -1,0 +1,59 @@
+"""The runtime behind a command: the one that lives on the data_dir, else one of the command's own."""
+
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .cli_options import Invocation
+from .process_tree import ProcessTree
+
+if TYPE_CHECKING:  # these cost what `--help` must not
+    from ..actors.runtime import Runtime
+    from ..adapters.settings import Settings
+
+
+def settings_of(invocation: Invocation) -> "Settings":
+    """The settings that the command runs with. ValidationError for a bad one."""
+    from ..adapters.settings import load_settings  # noqa: PLC0415  loads pydantic
+
+    return load_settings(None, invocation.overrides())
+
+
+def data_dir_of(settings: "Settings") -> Path:
+    """The data_dir as the runtime names it."""
+    return Path(settings.data_dir).expanduser().resolve()
+
+
+@contextmanager
+def opened_runtime(invocation: Invocation) -> Generator["Runtime"]:
+    """Join the runtime of the data_dir, or start one for as long as the block lasts.
+
+    A runtime that this process started has ended when the block is left, and all its processes are gone; one that was
+    joined is only left. One started on a Ray cluster that was there before stays, as `greenroom up` would leave it.
+    """
+    import ray  # noqa: PLC0415  takes a second
+
+    from ..actors import ray_cluster  # noqa: PLC0415
+    from ..actors.starting import start  # noqa: PLC0415
+
+    if invocation.debug:
+        ray_cluster.show_chatter()
+    processes = ProcessTree()
+    runtime: Runtime | None = None
+    try:
+        runtime = start(settings_of(invocation))
+        yield runtime
+    finally:
+        processes.look()
+        if runtime is not None and runtime.owns_ray:
+            runtime.shutdown()
+        ray.shutdown()
+        processes.await_end()
+
+
+def note(text: str) -> None:
+    """Tell somebody who waits at a terminal what goes on; nobody else."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"{text}\n")

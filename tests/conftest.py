@@ -1,0 +1,38 @@
+"""What all tests share: one Ray cluster a session, started when the first test asks for it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+API_KEY_VARIABLE = "GREENROOM_TEST_API_KEY"
+"""Set before Ray starts, since workers have the environment of that moment."""
+
+API_KEY = "sk-test-8c1f-not-to-be-seen"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """The address of the session's Ray cluster."""
+    import ray
+
+    from greenroom.actors import ray_cluster
+
+    os.environ[API_KEY_VARIABLE] = API_KEY
+    ray_cluster.start_cluster()
+    yield ray_cluster.current_address()
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data_dir of the module's own."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def no_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory without a greenroom.toml."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
