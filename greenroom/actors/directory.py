@@ -7,8 +7,8 @@ from typing import Any
 
 import ray
 import ray.exceptions
-import structlog
 
+from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.clock import id_factory
 from ..domain.errors import GreenroomError, SessionNotFound, ValidationError
 from ..domain.provider import ProviderDeclaration
@@ -18,7 +18,7 @@ from .address import SESSION_SERVER_PREFIX, RuntimeAddress
 from .ray_errors import raise_bare
 from .session_server import SessionServer
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 _SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _SERVER_OPTIONS: dict[str, Any] = {
@@ -40,6 +40,7 @@ class Directory:
     """
 
     def __init__(self, address: RuntimeAddress, store: Any, settings: Mapping[str, Any]) -> None:
+        log_to_stderr()
         self._address = address
         self._store = store
         self._settings = dict(settings)

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import ray
-import structlog
 
+from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.event_codec import Slab
 from ..adapters.socket_lane import SOCKET_NAME, SocketLaneServer
 from ..domain.event_log import EventQuery, Ownership, SessionRecords
 from ..domain.run import Run
 from ..domain.session import Session
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -30,6 +30,7 @@ class EventStore:
     """
 
     def __init__(self, data_dir: str) -> None:
+        log_to_stderr()
         # Here, not at the top: whoever starts this actor must not pay for DuckDB (23 MB, and its chatter at exit).
         from ..adapters.duckdb.event_store import FILE_NAME, MEMORY_PATH, DuckDBEventStore  # noqa: PLC0415
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 import ray
 import ray.exceptions
 
-from ..domain.errors import SessionMoved, WriterFenced
+from ..domain.errors import RuntimeGone, SessionMoved, WriterFenced
 from ..domain.event import Event
 from .ray_errors import raise_bare
 
@@ -46,6 +46,8 @@ class EventStream:
             except StopIteration:
                 self.close()
                 raise
+            except SystemExit as exc:  # how Ray wakes a get when this process leaves a cluster that has ended
+                raise RuntimeGone from exc
             except (ray.exceptions.RayError, SessionMoved) as exc:
                 self._reconnect(exc)
                 time.sleep(_RETRY_S)

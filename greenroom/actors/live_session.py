@@ -13,8 +13,8 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-import structlog
 
+from ..adapters.logs import get_logger
 from ..adapters.providers.tool_calls import tool_call_abandoned
 from ..adapters.run_option_parsing import parse_run_options
 from ..domain.errors import (
@@ -45,7 +45,7 @@ from .event_feed import PAGE_EVENTS, EventFeed
 from .live_run import LiveRun, error_of, result_of
 from .provider_set import ProviderSet
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 MAX_KEPT_OUTCOMES = 1_000
 """Ended runs whose outcome is kept in memory; later awaits read it from the store."""

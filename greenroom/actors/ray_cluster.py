@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+import ray._private.authentication.authentication_token_setup as token_setup
 import ray._private.ray_constants as ray_constants
 import ray._private.worker as ray_worker
 
+_AUTH_MODE = "RAY_AUTH_MODE"
 _MARK = "_greenroom_wrapped"
 _debug = threading.Event()
 
@@ -29,9 +31,20 @@ def start_cluster() -> None:
     )
 
 
-def join_cluster(address: str) -> None:
-    """Connect this process to a cluster that runs. ConnectionError if there is none."""
+def auth_mode() -> str | None:
+    """How the cluster of this process tells friend from foe."""
+    return os.environ.get(_AUTH_MODE)
+
+
+def join_cluster(address: str, *, auth_mode: str | None = None) -> None:
+    """Connect this process to a cluster that runs. ConnectionError if there is none.
+
+    A new local cluster uses a token by itself, but one who joins must be told so (Ray 2.60); the token is read from
+    the user's home.
+    """
     quiet()
+    if auth_mode == "token" and _AUTH_MODE not in os.environ:
+        token_setup._enable_token_auth()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  the environment alone is read too late
 
     def connect() -> Any:
         return ray.init(address=address, log_to_driver=_debug.is_set(), logging_level=_logging_level())

@@ -6,6 +6,7 @@ import os
 import secrets
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,10 +25,12 @@ from ..domain.event_log import MAX_READ_LIMIT
 from ..domain.provider import ProviderDeclaration
 from ..domain.run import Run, RunResult, RunStatus
 from ..domain.session import Session, SessionSpec, SessionState
+from . import ray_cluster
 from .address import RuntimeAddress
 from .event_stream import EventStream
 from .ray_errors import raise_bare
 from .runtime_file import RuntimeRecord, remove_record
+from .runtime_watch import RuntimeWatch
 from .session_handle import SessionHandle
 
 ResultT = TypeVar("ResultT")
@@ -64,6 +67,8 @@ class Runtime:
         self._ended = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_lock = threading.Lock()
+        self._pending: set[Future[Any]] = set()
+        self._watch = None if owns_ray else RuntimeWatch(address.ray_address, self._gone)
 
     @property
     def data_dir(self) -> str:
@@ -86,6 +91,7 @@ class Runtime:
             ray_address=self._address.ray_address,
             namespace=self._address.namespace,
             version=version("greenroom"),
+            auth_mode=ray_cluster.auth_mode(),
             pid=os.getpid(),
         )
 
@@ -308,6 +314,8 @@ class Runtime:
 
         Runs in flight are interrupted, and accounted for when a runtime starts on the data_dir again.
         """
+        if self._watch is not None:
+            self._watch.stop()
         if self._ended:
             return
         self._ended = True
@@ -344,6 +352,8 @@ class Runtime:
 
     async def _ask(self, answer: Any) -> Any:
         """The answer of an actor, its errors bare."""
+        if self._ended and not ray.is_initialized():
+            raise RuntimeGone
         try:
             return await answer
         except (ray.exceptions.RayError, ConnectionError) as exc:
@@ -355,11 +365,22 @@ class Runtime:
             work.close()
             raise RuntimeGone
         future = asyncio.run_coroutine_threadsafe(work, self._own_loop())
+        self._pending.add(future)
         try:
             return future.result()
+        except CancelledError as exc:
+            raise RuntimeGone from exc
         except BaseException:
             future.cancel()
             raise
+        finally:
+            self._pending.discard(future)
+
+    def _gone(self) -> None:
+        """The runtime's cluster has ended: whoever waits is told, and so is whoever asks from now on."""
+        self._ended = True
+        for future in list(self._pending):
+            future.cancel()
 
     def _own_loop(self) -> asyncio.AbstractEventLoop:
         with self._loop_lock:

@@ -3,13 +3,13 @@
 import contextlib
 import json
 import os
-import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from .runtime_watch import answers
+
 
 FILE_NAME = "runtime.json"
-_CONNECT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,18 +19,15 @@ class RuntimeRecord:
     ray_address: str
     namespace: str
     version: str
+    auth_mode: str | None
+    """Ray's RAY_AUTH_MODE: a joiner must have the same. The token itself stays in the user's home."""
     pid: int
     """The process that started Ray, or whose Ray connection the runtime was started over."""
 
     @property
     def is_alive(self) -> bool:
         """Whether the cluster still answers at its address."""
-        host, _, port = self.ray_address.rpartition(":")
-        try:
-            with socket.create_connection((host, int(port)), timeout=_CONNECT_S):
-                return True
-        except (OSError, ValueError):
-            return False
+        return answers(self.ray_address)
 
 
 def read_record(data_dir: Path) -> RuntimeRecord | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 
+from ..domain.errors import RuntimeGone
 from .actor_states import actor_is_dead
 from .address import DIRECTORY, RuntimeAddress
 from .event_stream import EventStream
@@ -93,6 +94,8 @@ class SessionHandle:
         return hash((self.session_id, self._address))
 
     def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not ray.is_initialized():
+            raise RuntimeGone
         call_id = secrets.token_hex(_CALL_ID_BYTES)
         actor = self._known_actor()
         if actor is not None:
@@ -100,6 +103,8 @@ class SessionHandle:
         return self._get_directory().forward.remote(self.session_id, method, (call_id, *args), kwargs)
 
     def _stream(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not ray.is_initialized():
+            raise RuntimeGone
         actor = self._known_actor() or self._located()
         return getattr(actor, method).remote(self.session_id, secrets.token_hex(_CALL_ID_BYTES), *args, **kwargs)
 

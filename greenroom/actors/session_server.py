@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from typing import Any, TypeVar, cast
 
 import ray
-import structlog
 
+from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.clock import id_factory, now_us
 from ..adapters.event_log_client import EventLogClient
 from ..adapters.option_parsing import require_json_safe
@@ -24,7 +24,7 @@ from .provider_set import ProviderSet
 from .ray_errors import raise_bare
 from .store_access import RayStoreAccess
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 ResultT = TypeVar("ResultT")
 
@@ -40,6 +40,7 @@ class SessionServer:
     """
 
     def __init__(self, name: str, store: Any, directory: Any, settings: Mapping[str, Any]) -> None:
+        log_to_stderr()
         self._name = name
         self._directory = directory
         self._access = RayStoreAccess(store)

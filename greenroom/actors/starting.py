@@ -107,7 +107,10 @@ def _join_or_start(settings: Settings, data_dir: Path) -> Runtime:
     lives = record is not None and record.is_alive
     if record is not None and lives:
         _check_same_cluster(record, data_dir)
-    owns_ray = _connect(record.ray_address if record is not None and lives else settings.ray_address)
+    if record is not None and lives:
+        owns_ray = _connect(record.ray_address, auth_mode=record.auth_mode)
+    else:
+        owns_ray = _connect(settings.ray_address)
     address = RuntimeAddress(
         ray_address=ray_cluster.current_address(), namespace=_namespace(data_dir), data_dir=str(data_dir)
     )
@@ -126,7 +129,7 @@ def _check_same_cluster(record: RuntimeRecord, data_dir: Path) -> None:
         )
 
 
-def _connect(ray_address: str | None) -> bool:
+def _connect(ray_address: str | None, *, auth_mode: str | None = None) -> bool:
     """Connect to Ray if this process is not; True if that started it."""
     if ray.is_initialized():
         ray_cluster.quiet()
@@ -135,7 +138,7 @@ def _connect(ray_address: str | None) -> bool:
         ray_cluster.start_cluster()
         return True
     try:
-        ray_cluster.join_cluster(ray_address)
+        ray_cluster.join_cluster(ray_address, auth_mode=auth_mode)
     except (ConnectionError, ray.exceptions.RayError) as exc:
         raise StorageConnectionFailed(
             f"There is no Ray cluster at {ray_address} that this process can join ({exc}).",

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import structlog
 
+from .logs import get_logger
 from ..domain.errors import GreenroomError, StorageConnectionFailed, WriterFenced
 from ..domain.event import Event, NewEvent
 from ..domain.event_log import CommitListener, Committed, EventQuery, Ownership, SessionRecords
@@ -15,7 +15,7 @@ from ..domain.run import Run
 from .append_frames import AppendAnswer, AppendEntry, AppendStatus, decode_answers, encode_frame
 from .event_codec import BatchEncoder, EncodedBatch, Slab, decode_slab, join_batches
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 MAX_FRAMES_IN_FLIGHT = 4
 """Frames sent and not yet answered. What arrives meanwhile rides in the next: more would only make batches smaller."""

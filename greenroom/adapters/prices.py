@@ -1,11 +1,11 @@
 """What tokens cost, from the price list that genai-prices ships; never fetched from the network."""
 
-import structlog
 from genai_prices import Usage, calc_price
 
+from .logs import get_logger
 from ..domain.token_usage import TokenUsage
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 def price_usd(model: str, usage: TokenUsage, provider: str = "anthropic") -> float | None:

@@ -15,10 +15,10 @@ from dataclasses import MISSING, asdict, replace
 from operator import attrgetter
 from typing import Any
 
-import structlog
 from pydantic import ValidationError as PydanticError
 from pydantic_core import to_json
 
+from .logs import get_logger
 from ..domain.errors import Timeout, ToolExecutionFailed, ToolNotFound
 from ..domain.tool import ToolApproval, ToolOutcome, ToolResult, ToolSpec
 from .tool_definition import (
@@ -50,7 +50,7 @@ __all__ = [
 MAX_TOOL_THREADS = 8
 """Sync tools of one toolbox that run at once; further calls wait for a thread, within their own timeout_s."""
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class CallableToolbox:

@@ -57,6 +57,11 @@ class Holder:
         scratch.write_text(json.dumps(asdict(cls(pid=process.pid, started_at=process.create_time()))))
         scratch.replace(path)
 
+    @staticmethod
+    def strike_out(data_dir: Path) -> None:
+        """No process holds a runtime on the data_dir any more."""
+        (data_dir / HOLDER_FILE).unlink(missing_ok=True)
+
     def end(self) -> None:
         """End the runtime and return when the last of its processes is gone; one that hangs is killed."""
         try:
@@ -79,7 +84,7 @@ def start_holder(data_dir: Path, arguments: Sequence[str]) -> None:
     reader, writer = os.pipe()
     log = os.open(data_dir / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603  our own program
             [sys.executable, "-m", "greenroom", "hold", "--ready-fd", str(writer), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -130,8 +135,11 @@ def hold(runtime: "Runtime") -> None:
 
     data_dir = Path(runtime.data_dir)
     asked = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):  # Ray has set its own handlers
-        signal.signal(number, lambda *_: asked.set())
+
+    def ask(_number: int, _frame: object) -> None:
+        asked.set()
+
+    signal.signal(signal.SIGTERM, ask)  # in place of Ray's own, which would drain the node first
     while not asked.wait(_LOOK_S):
         record = read_record(data_dir)
         if record is None or record.pid != os.getpid() or not record.is_alive:

@@ -8,8 +8,8 @@ import typer
 from ..domain.errors import GreenroomError, ValidationError
 from .background_runtime import LOG_FILE, Holder, ReadyPipe, hold, start_holder
 from .cli_errors import OK, report
-from .cli_options import DataDir, Debug, Invocation, invocation_of
-from .cli_runtime import data_dir_of, note, opened_runtime, settings_of
+from .cli_options import DataDir, Debug, invocation_of
+from .cli_runtime import data_dir_of, note, opened_runtime, runtime_lives, settings_of
 
 
 def up(context: typer.Context, data_dir: DataDir = None, debug: Debug = False) -> int:
@@ -21,7 +21,7 @@ def up(context: typer.Context, data_dir: DataDir = None, debug: Debug = False) -
             "A runtime in the background needs a data_dir on disk; give --data-dir.", details={"field": "data_dir"}
         )
     place = data_dir_of(settings)
-    if not _runtime_lives(invocation):
+    if not runtime_lives(settings):
         note(f"Starting a runtime on {place} ...")
         arguments = ["--data-dir", str(place), *(["--debug"] if invocation.debug else [])]
         start_holder(place, arguments)
@@ -34,12 +34,14 @@ def up(context: typer.Context, data_dir: DataDir = None, debug: Debug = False) -
 def down(context: typer.Context, data_dir: DataDir = None, debug: Debug = False) -> int:
     """End the runtime of the data_dir, whoever uses it; nothing of it is left when this returns."""
     invocation = invocation_of(context)
-    place = data_dir_of(settings_of(invocation))
+    settings = settings_of(invocation)
+    place = data_dir_of(settings)
     holder = Holder.find(place)
     if holder is not None:
         note(f"Ending the runtime on {place} ...")
         holder.end()
-    elif _runtime_lives(invocation):
+        Holder.strike_out(place)
+    elif runtime_lives(settings):
         with opened_runtime(invocation) as runtime:
             runtime.shutdown()
     else:
@@ -69,10 +71,3 @@ def hold_runtime(
         ready.tell(exc)
         return report(exc, debug=invocation.debug)
     return OK
-
-
-def _runtime_lives(invocation: Invocation) -> bool:
-    from ..actors.runtime_file import read_record  # noqa: PLC0415  only these commands need it
-
-    record = read_record(data_dir_of(settings_of(invocation)))
-    return record is not None and record.is_alive

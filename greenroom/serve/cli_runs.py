@@ -29,11 +29,14 @@ RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
 def run(
     context: typer.Context,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the agent is to do; for shell a command.")],
+    *,
     provider: Annotated[str | None, typer.Option("--provider", metavar="NAME", help="Who does it.")] = None,
     session_id: Annotated[
         str | None, typer.Option("--session", metavar="ID", help="A session to go on with; else a new one is opened.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="Which model; else the provider's.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="Which model; else the provider's.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The run's events, one JSON object per line.")] = False,
     data_dir: DataDir = None,
     debug: Debug = False,

@@ -26,6 +26,14 @@ def data_dir_of(settings: "Settings") -> Path:
     return Path(settings.data_dir).expanduser().resolve()
 
 
+def runtime_lives(settings: "Settings") -> bool:
+    """Whether there is a runtime on the data_dir to join."""
+    from ..actors.runtime_file import read_record  # noqa: PLC0415
+
+    record = None if settings.is_memory else read_record(data_dir_of(settings))
+    return record is not None and record.is_alive
+
+
 @contextmanager
 def opened_runtime(invocation: Invocation) -> Generator["Runtime"]:
     """Join the runtime of the data_dir, or start one for as long as the block lasts.

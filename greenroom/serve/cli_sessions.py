@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from ..adapters.rendering.event_text import one_line
+from ..adapters.rendering.event_text import as_json, one_line, printable
 from ..adapters.rendering.paint import Paint
 from ..adapters.rendering.registry import EventFormat, new_renderer
 from ..adapters.rendering.renderer import Renderer
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 _PAGE = 1_000
 _PREVIEW_CHARACTERS = 60
 _SESSION_HEADERS = ("SESSION", "STATUS", "AGENT", "PROVIDER", "CREATED", "UPDATED")
-_RUN_HEADERS = ("RUN", "STATUS", "ATTEMPT", "PROVIDER", "TOKENS", "INPUT")
+_RUN_HEADERS = ("RUN", "STATUS", "ATTEMPT", "PROVIDER", "TOKENS", "ERROR", "INPUT")
 
 SessionId = Annotated[str, typer.Argument(metavar="SESSION", help="The session's id.")]
 RecordT = TypeVar("RecordT", Session, Run)
@@ -54,6 +53,7 @@ def show(context: typer.Context, session_id: SessionId, data_dir: DataDir = None
 def events(
     context: typer.Context,
     session_id: SessionId,
+    *,
     after: Annotated[int, typer.Option("--after", metavar="N", min=0, help="Only events past this seq.")] = 0,
     follow: Annotated[bool, typer.Option("--follow", help="Go on with what comes, until the session ends.")] = False,
     event_format: Annotated[EventFormat, typer.Option("--format", help="In what form.")] = EventFormat.COMPACT,
@@ -109,6 +109,7 @@ def _run_row(run: Run) -> tuple[str, ...]:
         str(run.attempt),
         run.provider or "",
         str(run.token_usage.get("total_tokens", 0)),
+        (run.error or {}).get("code", ""),
         one_line(prompt, _PREVIEW_CHARACTERS),
     )
 
@@ -118,6 +119,6 @@ def _fields(session: Session) -> str:
     record = {name: value for name, value in session.to_dict().items() if value not in (None, {}, [])}
     width = max(len(name) for name in record)
     return "".join(
-        f"{name:<{width}}  {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}\n"
+        f"{name:<{width}}  {printable(value if isinstance(value, str) else as_json(value))}\n"
         for name, value in record.items()
     )

@@ -34,10 +34,11 @@ class WatchedRun:
         self._task = asyncio.current_task()
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
         try:
-            self._run_id = await self._session.submit_run.remote(input, options)
+            run_id: str = await self._session.submit_run.remote(input, options)
+            self._run_id = run_id
             if self.interrupted:
                 self._cancel_run()
-            return await self._watch(self._run_id)
+            return await self._watch(run_id)
         finally:
             if self._run_id is not None and self._end is None:
                 await self._give_up(self._run_id)

@@ -60,6 +60,7 @@ new_events = st.builds(
     st.none() | st.text(max_size=8),
     json_objects,
     json_objects,
+    st.just(SCHEMA_VERSION),
 )
 batches = st.lists(new_events, min_size=1, max_size=6)
 

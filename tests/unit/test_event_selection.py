@@ -7,7 +7,7 @@ from hypothesis import given, strategies as st
 
 from greenroom.adapters.event_codec import BatchEncoder, decode_slab
 from greenroom.adapters.event_selection import EventSelection, StoredBatch
-from greenroom.domain.event import Event, EventType, NewEvent
+from greenroom.domain.event import SCHEMA_VERSION, Event, EventType, NewEvent
 from greenroom.domain.event_log import EventQuery
 
 SESSION = "ses_1"
@@ -23,6 +23,7 @@ new_events = st.builds(
     st.none(),
     st.fixed_dictionaries({"content": st.text(max_size=3)}),
     st.just({}),
+    st.just(SCHEMA_VERSION),
 )
 logs = st.lists(new_events, max_size=25)
 cuts = st.lists(st.integers(1, 24), max_size=6)
@@ -105,10 +106,8 @@ def test_the_whole_log_is_in_the_batches(events: list[NewEvent], at: list[int]) 
 
 
 def test_a_full_selection_looks_at_no_further_batch() -> None:
-    def batches() -> "list[StoredBatch]":
-        return batched([NewEvent("evt_1", EventType.RUN_QUEUED, 0, None, None, None, {}, {})] * 4, [1, 2, 3])
-
-    looked_at = iter(batches())
+    events = [NewEvent("evt_1", EventType.RUN_QUEUED, 0, None, None, None, {}, {})] * 4
+    looked_at = iter(batched(events, [1, 2, 3]))
     selection = EventSelection(EventQuery(limit=2))
 
     selection.add(looked_at)

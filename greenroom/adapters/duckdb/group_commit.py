@@ -9,8 +9,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import structlog
 
+from ..logs import get_logger
 from ...domain.errors import StorageError
 from ...domain.event_log import Ownership
 from ...domain.log_head import Fenced, LogHead, OutOfOrder, Placed, Repeated
@@ -20,7 +20,7 @@ from ..event_selection import StoredBatch
 from .event_database import EventDatabase
 from .record_tables import RecordTables
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 MAX_GROUP_BYTES = 8 * 1024 * 1024
 """A group commits when it has this much, though more waits: bounds memory and the time of one commit."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import duckdb
-import structlog
 
+from ..logs import get_logger
 from ...domain.errors import InvalidTransition
 from ...domain.event import Event, to_microseconds
 from ...domain.record_projection import fold_run, fold_session
@@ -17,7 +17,7 @@ from ...domain.session import Session
 from ..event_codec import record_events
 from .event_database import first_row, unpack_row
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 STEP_BATCHES = 512
 """Batches folded in one step; about 10 ms, during which appends wait."""

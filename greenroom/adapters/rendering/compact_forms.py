@@ -30,6 +30,13 @@ def _with(token: str, name: str, *, separator: str = ":") -> Callable[[Data], st
     return text
 
 
+def _always(token: str) -> Callable[[Data], str]:
+    def text(_: Data) -> str:
+        return token
+
+    return text
+
+
 def _session_created(data: Data) -> str:
     return f"s+ {one_line(data.get('agent_id', ''), _MESSAGE_CHARACTERS)} {data.get('provider') or ''}".rstrip()
 
@@ -48,6 +55,10 @@ def _failure(data: Data) -> str:
     message = one_line(data.get("error_message") or "unknown error", _MESSAGE_CHARACTERS)
     code = data.get("error_code")
     return f"! {code}: {message}" if code else f"! {message}"
+
+
+def _session_failed(data: Data) -> str:
+    return f"s{_failure(data)}"
 
 
 def _tool(sign: str) -> Callable[[Data], str]:
@@ -79,18 +90,18 @@ def _failover(data: Data) -> str:
 
 FORMS: Mapping[EventType, Form] = {
     EventType.SESSION_CREATED: Form(_session_created, "bold"),
-    EventType.SESSION_STARTED: Form(lambda _: "s>", "bold"),
-    EventType.SESSION_PAUSED: Form(lambda _: "s=", "bold"),
-    EventType.SESSION_RESUMED: Form(lambda _: "s>", "bold"),
-    EventType.SESSION_COMPLETED: Form(lambda _: "s-", "bold"),
-    EventType.SESSION_FAILED: Form(lambda data: f"s{_failure(data)}", "red"),
-    EventType.SESSION_CANCELLED: Form(lambda _: "s! cancelled", "red"),
+    EventType.SESSION_STARTED: Form(_always("s>"), "bold"),
+    EventType.SESSION_PAUSED: Form(_always("s="), "bold"),
+    EventType.SESSION_RESUMED: Form(_always("s>"), "bold"),
+    EventType.SESSION_COMPLETED: Form(_always("s-"), "bold"),
+    EventType.SESSION_FAILED: Form(_session_failed, "red"),
+    EventType.SESSION_CANCELLED: Form(_always("s! cancelled"), "red"),
     EventType.RUN_QUEUED: Form(_with("q+", "reason"), "blue"),
     EventType.RUN_STARTED: Form(_run_started, "blue"),
     EventType.RUN_COMPLETED: Form(_run_completed, "blue"),
     EventType.RUN_FAILED: Form(_failure, "red"),
     EventType.RUN_CANCELLED: Form(_with("! cancelled", "reason", separator=": "), "red"),
-    EventType.RUN_TIMEOUT: Form(lambda _: "! timeout", "red"),
+    EventType.RUN_TIMEOUT: Form(_always("! timeout"), "red"),
     EventType.MESSAGE_SENT: Form(_with("<<", "content", separator=" "), "cyan"),
     EventType.MESSAGE_STREAMED: Form(_with(">>", "content", separator=" "), "magenta"),
     EventType.MESSAGE_RECEIVED: Form(_with("msg", "content", separator=" "), "dim"),
@@ -106,7 +117,7 @@ FORMS: Mapping[EventType, Form] = {
     EventType.ERROR_RECOVERED: Form(_with("recovered", "error_code"), "green"),
     EventType.WORKSPACE_SNAPSHOT_TAKEN: Form(_with("w+", "label", separator=""), "dim"),
     EventType.WORKSPACE_DIFF_COMPUTED: Form(_diff, "dim"),
-    EventType.WORKSPACE_ROLLED_BACK: Form(lambda _: "w<", "yellow"),
+    EventType.WORKSPACE_ROLLED_BACK: Form(_always("w<"), "yellow"),
     EventType.POLICY_VIOLATION: Form(_violation, "red"),
     EventType.PROVIDER_SELECTED: Form(_with("p", "provider"), "dim"),
     EventType.PROVIDER_FAILED_OVER: Form(_failover, "yellow"),

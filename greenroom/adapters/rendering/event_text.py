@@ -2,7 +2,7 @@
 
 import json
 
-_UNPRINTABLE = {code: None for code in (*range(9), *range(11, 32), *range(127, 160))}
+_UNPRINTABLE = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)))
 """Control characters but tab and line feed: what an agent prints must not steer the user's terminal."""
 
 
