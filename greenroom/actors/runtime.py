@@ -26,6 +26,7 @@ from ..domain.provider import ProviderDeclaration
 from ..domain.run import Run, RunResult, RunStatus
 from ..domain.session import Session, SessionSpec, SessionState
 from . import ray_cluster
+from .actor_states import actor_is_dead
 from .address import RuntimeAddress
 from .event_stream import EventStream
 from .ray_errors import raise_bare
@@ -77,8 +78,10 @@ class Runtime:
 
     @property
     def is_alive(self) -> bool:
-        """Whether this process is still connected to it, and nobody here has shut it down."""
-        return not self._ended and ray.is_initialized() and _same_cluster(self._address)
+        """Whether this process is connected to it, and its store and directory are not gone for good."""
+        if self._ended or not ray.is_initialized() or not _same_cluster(self._address):
+            return False
+        return not actor_is_dead(self._store) and not actor_is_dead(self._directory)
 
     @property
     def owns_ray(self) -> bool:

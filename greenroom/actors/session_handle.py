@@ -135,5 +135,8 @@ class SessionHandle:
 
     def _get_directory(self) -> Any:
         if self._directory is None:
-            self._directory = ray.get_actor(DIRECTORY, namespace=self._address.namespace)
+            try:
+                self._directory = ray.get_actor(DIRECTORY, namespace=self._address.namespace)
+            except ValueError as exc:
+                raise RuntimeGone from exc
         return self._directory

@@ -45,8 +45,10 @@ def opened_runtime(invocation: Invocation) -> Generator["Runtime"]:
 
     from ..actors import ray_cluster  # noqa: PLC0415
     from ..actors.starting import start  # noqa: PLC0415
+    from ..adapters.logs import log_to_stderr  # noqa: PLC0415
 
     if invocation.debug:
+        log_to_stderr()
         ray_cluster.show_chatter()
     processes = ProcessTree()
     runtime: Runtime | None = None

@@ -60,7 +60,10 @@ def test_messages_keep_their_order_and_come_back_from_the_form_that_is_kept(mess
         ({"messages": [{"role": None, "content": "a"}]}, "input.messages[0].role"),
         ({"messages": [{"role": "user"}]}, "input.messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "input.messages[0].content"),
-        ({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "\t"}]}, "input.messages[1].content"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "\t"}]},
+            "input.messages[1].content",
+        ),
         ({"messages": [{"role": "user", "content": "a\udfff"}]}, "input.messages[0].content"),
     ],
 )

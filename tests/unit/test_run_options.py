@@ -121,9 +121,7 @@ def test_a_runs_options_override_those_of_its_session_and_mappings_merge() -> No
 
     options = parse_run_options(defaults, {"deadline_s": 600, "metadata": {"y": 2}})
 
-    expected = RunOptions(
-        deadline_s=600, model="a", metadata={"x": 1, "y": 2}, provider_options={"reply": "no"}
-    )
+    expected = RunOptions(deadline_s=600, model="a", metadata={"x": 1, "y": 2}, provider_options={"reply": "no"})
     assert expected == options
 
 
@@ -169,7 +167,8 @@ def test_json_values_are_json_safe(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [b"x", {1}, object(), float("inf"), [float("nan")], {1: "a"}, {None: "a"}, 1 << 64, -(1 << 63) - 1, "\udc00"]
+    "value",
+    [b"x", {1}, object(), float("inf"), [float("nan")], {1: "a"}, {None: "a"}, 1 << 64, -(1 << 63) - 1, "\udc00"],
 )
 def test_what_json_or_the_log_cannot_keep_is_refused(value: Any) -> None:
     with pytest.raises(ValidationError, match="metadata is not JSON-safe") as refused:
@@ -187,9 +186,7 @@ def test_a_value_that_is_nested_too_deep_is_refused() -> None:
         require_json_safe(value, field="metadata")
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("agent_id", ""), ("max_concurrent_runs", 0), ("max_queued_runs", -1)]
-)
+@pytest.mark.parametrize(("field", "value"), [("agent_id", ""), ("max_concurrent_runs", 0), ("max_queued_runs", -1)])
 def test_a_session_is_not_specified_with_a_value_that_cannot_be(field: str, value: Any) -> None:
     with pytest.raises(ValidationError) as refused:
         SessionSpec(**{field: value})

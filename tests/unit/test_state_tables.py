@@ -42,8 +42,9 @@ LEGAL_SESSION_MOVES = {
 }
 
 
-
-def moves_of(walk: Sequence[EventType], state: Any, step: Callable[[Any, EventType], Any]) -> list[tuple[str, str, str]]:
+def moves_of(
+    walk: Sequence[EventType], state: Any, step: Callable[[Any, EventType], Any]
+) -> list[tuple[str, str, str]]:
     """The moves that were accepted; a refused event must name itself and the state."""
     moves: list[tuple[str, str, str]] = []
     for event in walk:
