@@ -134,7 +134,7 @@ async def _plan(
 ) -> tuple[LiveRun, Recovery, GreenroomError | None]:
     error: GreenroomError | None = None
     try:
-        options = parse_run_options(live.session.run_defaults, run.options)
+        options = parse_run_options({}, run.options)  # the session's run_defaults are in them already
         fate = recovery_of(run, options, now_us=now_us)
     except GreenroomError as exc:  # options that this version does not know: the run cannot be carried out here
         options, fate, error = RunOptions(), Recovery.INTERRUPT, exc
@@ -155,7 +155,7 @@ async def _open_tool_calls(session_id: str, run: Run, log: EventLog) -> dict[str
 
 
 def _track(still_open: dict[str, dict[str, object]], event: Event) -> None:
-    call_id = event.data["tool_call_id"]
+    call_id = event.data.get("tool_call_id", "")
     if event.type is EventType.TOOL_CALL_STARTED:
         still_open[call_id] = event.data
     else:

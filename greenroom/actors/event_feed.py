@@ -1,6 +1,7 @@
 """The newest committed events of a live session, for those who follow it: a bounded tail, and a bell."""
 
 import asyncio
+from bisect import bisect_right
 from collections import deque
 
 from ..domain.errors import SessionMoved
@@ -45,9 +46,9 @@ class EventFeed:
         if not self._tail or self._tail[0].first_seq > after + 1:
             return None
         events: list[Event] = []
-        for batch in self._tail:
-            if batch.last_seq <= after:
-                continue
+        start = bisect_right(self._tail, after, key=lambda batch: batch.last_seq)
+        for index in range(start, len(self._tail)):  # a deque indexes fast near both ends, where readers are
+            batch = self._tail[index]
             events += [event for event in batch.events() if event.seq > after]
             if len(events) >= PAGE_EVENTS:
                 break

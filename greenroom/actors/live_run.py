@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..domain.errors import GreenroomError
-from ..domain.event import EventType
+from ..domain.event import EventType, to_microseconds
 from ..domain.event_log import Committed
 from ..domain.provider import ProviderEvent
 from ..domain.run import Run, RunResult, RunStatus
@@ -83,9 +83,9 @@ def live_run_of(run: Run, options: RunOptions, *, number: int, provider: str) ->
         messages=tuple(Message(Role(item["role"]), item["content"]) for item in run.input["messages"]),
         options=options,
         provider=provider,
-        queued_at_us=int(run.queued_at.timestamp() * _MICROSECONDS),
+        queued_at_us=to_microseconds(run.queued_at),
         attempt=run.attempt,
-        first_started_at_us=int(first.timestamp() * _MICROSECONDS) if first else None,
+        first_started_at_us=to_microseconds(first) if first else None,
     )
 
 

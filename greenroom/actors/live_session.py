@@ -15,6 +15,7 @@ from typing import Any
 
 
 from ..adapters.logs import get_logger
+from ..adapters.option_parsing import require_json_safe
 from ..adapters.providers.tool_calls import tool_call_abandoned
 from ..adapters.run_option_parsing import parse_run_options
 from ..domain.errors import (
@@ -28,10 +29,14 @@ from ..domain.errors import (
     SessionDraining,
     SessionMoved,
     Timeout,
+    ValidationError,
+    WriterFenced,
+    error_from_record,
 )
-from ..domain.event import Event, EventType, NewEvent
+from ..domain.event import RECORD_TYPES, Event, EventType, NewEvent
 from ..domain.event_log import Committed, EventLog, EventQuery, SessionRecords, parse_types
 from ..domain.identifiers import IdFactory
+from ..domain.json_values import check_json_safe
 from ..domain.provider import ProviderEvent, ProviderOutcome, ProviderRequest
 from ..domain.recovery import Recovery
 from ..domain.run import RunResult
@@ -138,7 +143,8 @@ class LiveSession:
             if fate is Recovery.RETRY:
                 run.attempt += 1
                 run.queued_at_us = self._now_us()
-                events.append(self._event(EventType.RUN_QUEUED, run, {"reason": "retry after crash"}))
+                data = {"reason": "retry after crash"}
+                events.append(self._event(EventType.RUN_QUEUED, run, data, at_us=run.queued_at_us))
             elif fate is not Recovery.WAIT:
                 event_type, data = _ending_of(run, fate, error)
                 run.ended = True
@@ -157,23 +163,48 @@ class LiveSession:
         self, inputs: Sequence[object], options: object, idempotency_keys: Sequence[str | None], call_id: str
     ) -> list[str]:
         """Queue runs, all or none; returns their ids once they are durable."""
-        answered: list[str] | None = self._calls.get(call_id)
-        if answered is not None:
-            return await self._queued(answered)
-        known = [await self._find_key(key) for key in idempotency_keys]
-        new = [index for index, run_id in enumerate(known) if run_id is None]
-        if new:
-            added = self._admit([inputs[index] for index in new], options)
-            for index, run in zip(new, added, strict=True):
-                known[index] = run.run_id
-            self._enqueue(added, [idempotency_keys[index] for index in new], call_id)
-        run_ids = [run_id for run_id in known if run_id is not None]
-        self._remember(self._calls, call_id, run_ids, MAX_KEPT_CALLS)
+        known: dict[str, str] = {}
+        if call_id not in self._calls:
+            for key in idempotency_keys:
+                stored = await self._find_key(key)
+                if key is not None and stored is not None:
+                    known[key] = stored
+        # Nothing waits from here to the append: what came in during the lookups is seen.
+        run_ids: list[str] | None = self._calls.get(call_id)
+        if run_ids is None:
+            run_ids = self._take(inputs, options, idempotency_keys, known, call_id)
+            self._remember(self._calls, call_id, run_ids, MAX_KEPT_CALLS)
         return await self._queued(run_ids)
 
-    async def _find_key(self, key: str | None) -> str | None:
+    def _take(
+        self,
+        inputs: Sequence[object],
+        options: object,
+        keys: Sequence[str | None],
+        known: dict[str, str],
+        call_id: str,
+    ) -> list[str]:
+        """Queue what has no key or a new one; the run ids of all, a key that comes twice among them once."""
+        known |= {key: self._keys[key] for key in keys if key in self._keys}
+        wanted: dict[str | int, int] = {}  # a key, or the place of what has none, and where its input is
+        for index, key in enumerate(keys):
+            if key not in known:
+                wanted.setdefault(index if key is None else key, index)
+        new = list(wanted.values())
+        if new:
+            added = self._admit([inputs[index] for index in new], options)
+            self._enqueue(added, [keys[index] for index in new], call_id)
+            taken = dict(zip(wanted, (run.run_id for run in added), strict=True))
+        else:
+            taken = {}
+        return [known[key] if key in known else taken[index if key is None else key] for index, key in enumerate(keys)]
+
+    async def _find_key(self, key: object) -> str | None:
         if key is None:
             return None
+        if not isinstance(key, str) or not key:
+            raise ValidationError("idempotency_key must be text.", details={"field": "idempotency_key"})
+        require_json_safe(key, field="idempotency_key")
         if key not in self._keys:
             stored = await self._log.find_run_by_key(self.session_id, key)
             if stored is not None:
@@ -300,7 +331,7 @@ class LiveSession:
     # Running
 
     def _launch(self, runs: Sequence[LiveRun], committed: "asyncio.Future[Committed]") -> None:
-        if committed.cancelled() or committed.exception() is not None:
+        if self._closed or committed.cancelled() or committed.exception() is not None:
             return
         for run in runs:
             if run.ended:
@@ -313,6 +344,11 @@ class LiveSession:
     async def _execute(self, run: LiveRun) -> None:
         try:
             outcome = await self._consume(run)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self._fail(run, ProviderError(f"Provider {run.provider!r} was cancelled, and not by the session."))
         except GreenroomError as exc:
             self._fail(run, exc)
         except Exception as exc:
@@ -338,6 +374,8 @@ class LiveSession:
         outcome: ProviderOutcome | None = None
         async with aclosing(provider.execute(request)) as stream:
             async for item in stream:
+                if run.ended:  # it did not heed its cancellation
+                    break
                 if isinstance(item, ProviderOutcome):
                     outcome = item
                     continue
@@ -348,11 +386,11 @@ class LiveSession:
         return outcome
 
     def _record(self, run: LiveRun, event: ProviderEvent) -> None:
-        if run.ended:
-            return
-        run.observe(event)
+        if event.type in RECORD_TYPES:
+            raise ProviderError(f"Provider {run.provider!r} gave {event.type}, which only the session may.")
         new = self._event(event.type, run, event.data, metadata=event.metadata, at_us=event.timestamp_us)
         self._log.record(self.session_id, self.epoch, (new,))
+        run.observe(event)  # after: what cannot be stored must not come back in the run's last events
 
     def _complete(self, run: LiveRun, outcome: ProviderOutcome) -> None:
         output: dict[str, Any] = {"content": outcome.content}
@@ -366,9 +404,16 @@ class LiveSession:
             "turn_count": outcome.turn_count,
             "model": outcome.model or run.options.model,
         }
-        self._end(run, EventType.RUN_COMPLETED, data, metadata=outcome.metadata)
+        try:
+            check_json_safe(data)
+            check_json_safe(outcome.metadata)
+        except ValueError as exc:
+            self._fail(run, ProviderError(f"Provider {run.provider!r} gave an outcome that is not JSON-safe: {exc}."))
+        else:
+            self._end(run, EventType.RUN_COMPLETED, data, metadata=outcome.metadata)
 
-    def _fail(self, run: LiveRun, error: GreenroomError) -> None:
+    def _fail(self, run: LiveRun, raised: GreenroomError) -> None:
+        error = _storable(raised)
         data = run.stopped_data(error=error.to_record(), error_code=error.code, error_message=error.message)
         self._end(run, EventType.RUN_FAILED, data, error=error)
 
@@ -458,17 +503,14 @@ class LiveSession:
 
     async def await_run(self, run_id: str, timeout_s: float | None = None) -> RunResult:
         """The result; raises the error that the run ended with. Timeout when the own wait is over."""
+        self._check_here()
         run = self._runs.get(run_id)
         if run is None:
             outcome = await self._outcome(run_id)
             if isinstance(outcome, GreenroomError):
-                raise outcome
+                raise outcome.with_traceback(None)  # it is kept: every await would add to its traceback
             return outcome
-        if self._waiting >= MAX_WAITERS:
-            raise QueueFull(f"{self._waiting} calls wait for runs already; try again.")
-        waiter: asyncio.Future[RunResult] = self._loop.create_future()
-        run.waiters.append(waiter)
-        self._waiting += 1
+        waiter = self._add_waiter(run)
         try:
             async with asyncio.timeout(timeout_s):
                 return await waiter
@@ -477,9 +519,22 @@ class LiveSession:
                 f"Run {run_id} has not ended within {timeout_s} s; it goes on.", details={"run_id": run_id}
             ) from None
         finally:
-            self._waiting -= 1
-            if not waiter.done() or waiter.cancelled():
-                run.waiters.remove(waiter)
+            self._drop_waiter(run, waiter)
+
+    def _add_waiter(self, run: LiveRun) -> "asyncio.Future[RunResult]":
+        if self._waiting >= MAX_WAITERS:
+            raise QueueFull(f"{self._waiting} calls wait for runs already; try again.")
+        waiter: asyncio.Future[RunResult] = self._loop.create_future()
+        run.waiters.append(waiter)
+        self._waiting += 1
+        return waiter
+
+    def _drop_waiter(self, run: LiveRun, waiter: "asyncio.Future[RunResult]") -> None:
+        self._waiting -= 1
+        if not waiter.done() or waiter.cancelled():
+            run.waiters.remove(waiter)
+        else:
+            waiter.exception()  # seen, though whoever waited may be gone
 
     async def _outcome(self, run_id: str) -> Outcome:
         self._check_here()
@@ -500,29 +555,27 @@ class LiveSession:
 
     async def await_runs(self, run_ids: Sequence[str], timeout_s: float | None = None) -> list[Outcome]:
         """The outcomes of many runs, in the order of the ids, errors in place of results."""
-        pending = [run_id for run_id in run_ids if run_id in self._runs]
+        self._check_here()
+        for run_id in run_ids:
+            if run_id not in self._runs:
+                await self._outcome(run_id)  # run_not_found at once
+        pending = [self._runs[run_id] for run_id in dict.fromkeys(run_ids) if run_id in self._runs]
         if pending:
             await self._await_all(pending, timeout_s)
         return [self._outcomes.get(run_id) or await self._outcome(run_id) for run_id in run_ids]
 
-    async def _await_all(self, run_ids: Sequence[str], timeout_s: float | None) -> None:
-        done, left = await asyncio.wait(
-            [asyncio.ensure_future(self._settled(run_id)) for run_id in run_ids], timeout=timeout_s
-        )
-        for task in left:
-            task.cancel()
-        for task in done:
-            task.result()
-        if left:
-            raise Timeout(f"{len(left)} of {len(run_ids)} runs have not ended; they go on.", details={"left": len(left)})
-
-    async def _settled(self, run_id: str) -> None:
+    async def _await_all(self, runs: Sequence[LiveRun], timeout_s: float | None) -> None:
+        waiting: list[tuple[LiveRun, asyncio.Future[RunResult]]] = []
         try:
-            await self.await_run(run_id)
-        except SessionMoved:
-            raise
-        except GreenroomError:
-            return  # the outcome tells
+            for run in runs:
+                waiting.append((run, self._add_waiter(run)))  # noqa: PERF401  those added before a refusal are dropped
+            _, left = await asyncio.wait([waiter for _, waiter in waiting], timeout=timeout_s)
+        finally:
+            for run, waiter in waiting:
+                self._drop_waiter(run, waiter)
+        self._check_here()
+        if left:
+            raise Timeout(f"{len(left)} of {len(runs)} runs have not ended; they go on.", details={"left": len(left)})
 
     # Stopping runs
 
@@ -535,23 +588,29 @@ class LiveSession:
         return await self._stop(run_id, "interrupted", call_id)
 
     async def _stop(self, run_id: str, reason: str | None, call_id: str) -> bool:
-        if call_id in self._calls:
-            return self._calls[call_id]
+        self._check_here()
+        require_json_safe(reason, field="reason")
         run = self._runs.get(run_id)
         if run is None:
-            await self._outcome(run_id)  # run_not_found for one that never was
-            return False
+            return await self._was_ended_by(run_id, call_id)
+        if run.ended:
+            await self._await_all([run], None)
+            return await self._was_ended_by(run_id, call_id)
         committed = self._end(
             run,
             EventType.RUN_CANCELLED,
             run.stopped_data(reason=reason, stop_reason=reason),
             metadata={"call_id": call_id},
         )
-        if committed is None:
-            return False
-        self._remember(self._calls, call_id, True, MAX_KEPT_CALLS)
-        await asyncio.shield(committed)
+        if committed is not None:
+            await asyncio.shield(committed)
         return True
+
+    async def _was_ended_by(self, run_id: str, call_id: str) -> bool:
+        """Whether this call has come before, maybe to an earlier owner, and ended the run. RunNotFound."""
+        last_seq = await self._last_seq_of(run_id) or 0
+        ending = await self._log.read(self.session_id, EventQuery(after=last_seq - 1, limit=1))
+        return ending[0].metadata.get("call_id") == call_id
 
     # Ending the session
 
@@ -591,6 +650,7 @@ class LiveSession:
         self._check_here()
         if call_id in self._calls:
             return
+        require_json_safe(data, field="error")
         status = next_session_status(self.status, event_type)
         self.status = status
         reason = f"session {status}"
@@ -718,6 +778,18 @@ class LiveSession:
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self.providers.aclose()
+
+
+def _storable(raised: GreenroomError) -> GreenroomError:
+    """The error of a provider as an event can keep it, and as whoever awaits the run gets it."""
+    if isinstance(raised, SessionMoved | WriterFenced):  # from here these mean something else
+        return ProviderError(raised.message, details={"code": raised.code})
+    record = raised.to_record()
+    try:
+        check_json_safe(record)
+    except ValueError:
+        record = {"code": raised.code, "message": str(raised.message).encode(errors="replace").decode()}
+    return error_from_record(record)
 
 
 def _ending_of(run: LiveRun, fate: Recovery, error: GreenroomError | None) -> tuple[EventType, dict[str, Any]]:

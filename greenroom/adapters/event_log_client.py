@@ -223,9 +223,7 @@ class EventLogClient:
             self._broken()  # an earlier frame got lost on the way: all go again, in order
             return
         del self._in_flight[number]
-        self._pending_bytes -= frame.size
-        if self._pending_bytes <= MAX_PENDING_BYTES:
-            self._room.set()
+        self._give_back(frame.size)
         for item, answer in zip(frame.sent, answers, strict=True):
             self._answered(item, answer)
         self._flush()
@@ -249,9 +247,14 @@ class EventLogClient:
     def _lose(self, stream: _Stream, error: GreenroomError) -> None:
         stream.lost = error
         self._dirty.pop((stream.session_id, stream.epoch), None)
-        self._pending_bytes -= sum(len(batch.payload) for batch in stream.pending)
+        self._give_back(sum(len(batch.payload) for batch in stream.pending))
         _fail(stream.waiters, error)
         stream.pending, stream.waiters, stream.count = [], [], 0
+
+    def _give_back(self, size: int) -> None:
+        self._pending_bytes -= size
+        if self._pending_bytes <= MAX_PENDING_BYTES:
+            self._room.set()
 
     def _broken(self) -> None:
         if self._lane is not None:

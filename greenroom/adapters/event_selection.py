@@ -55,6 +55,8 @@ class EventSelection:
         last = min(batch.last_seq, first + self._left - 1)
         if self._query.before is not None:
             last = min(last, self._query.before - 1)
+        if last < first:
+            return Slab((), batch.recorded_at_us, b"")
         if first == batch.first_seq and last == batch.last_seq:
             return Slab(range(first, last + 1), batch.recorded_at_us, batch.payload)
         bounds = event_bounds(batch.payload, last - batch.first_seq + 1)

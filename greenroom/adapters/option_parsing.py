@@ -9,7 +9,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter
 from pydantic import ValidationError as PydanticError
 
 from ..domain.errors import ValidationError
-from ..domain.json_values import check_json_safe
+from ..domain.json_values import MAX_DEPTH, check_json_safe
 
 OptionsT = TypeVar("OptionsT")
 
@@ -65,7 +65,7 @@ def _refusal(exc: PydanticError, field: str) -> ValidationError:
 def require_json_safe(value: object, *, field: str) -> None:
     """Raise ValidationError unless the value can be stored and written as standard JSON; see check_json_safe."""
     try:
-        check_json_safe(value)
+        check_json_safe(value, MAX_DEPTH // 2)  # an event nests it deeper
     except ValueError as exc:
         raise ValidationError(
             f"{field} is not JSON-safe ({exc}); use text, numbers, booleans, lists and mappings with text keys.",

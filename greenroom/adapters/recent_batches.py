@@ -29,7 +29,7 @@ class RecentBatches:
         batches = self._by_session.get(session_id)
         if not batches or batches[0].first_seq > seq + 1:
             return None
-        if seq >= batches[-1].first_seq:  # the usual case: a reader at the end
+        if seq >= batches[-1].first_seq - 1:  # the usual case: a reader at the end
             return [batches[-1]]
         kept = list(batches)
         return kept[bisect_right(kept, seq, key=lambda batch: batch.last_seq) :]

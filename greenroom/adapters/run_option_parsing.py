@@ -33,4 +33,7 @@ def parse_run_options(
         )
     for name in ("metadata", "provider_options"):
         require_json_safe(merged.get(name), field=f"{field}.{name}")
-    return parse_options(RunOptions, merged, field=field)
+    parsed = parse_options(RunOptions, merged, field=field)
+    for name, value in given_options(parsed).items():
+        require_json_safe(value, field=f"{field}.{name}")
+    return parsed

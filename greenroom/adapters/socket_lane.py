@@ -122,6 +122,8 @@ class SocketLane:
             await asyncio.get_running_loop().create_unix_connection(lambda: protocol, reachable_path(path))
         except OSError as exc:
             raise StorageConnectionFailed(f"Nobody listens on {path}: {exc}.", details={"path": str(path)}) from exc
+        if protocol.transport is None:  # lost before anyone could be told
+            raise StorageConnectionFailed(f"The store on {path} hung up.", details={"path": str(path)})
         protocol.on_lost = on_broken
         return cls(protocol)
 

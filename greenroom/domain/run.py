@@ -68,7 +68,7 @@ class Run:
     input: dict[str, Any]
     """`{"messages": [{"role", "content"}, ...]}`, whatever form it was submitted in."""
     options: dict[str, Any]
-    """The run options that were given, without those of the session's run_defaults."""
+    """The run options that differ from their defaults, those of the session's run_defaults among them."""
     output: dict[str, Any] | None
     error: dict[str, Any] | None
     metadata: dict[str, Any]

@@ -1,5 +1,6 @@
 """The runtime behind a command: the one that lives on the data_dir, else one of the command's own."""
 
+import signal
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ def opened_runtime(invocation: Invocation) -> Generator["Runtime"]:
     """Join the runtime of the data_dir, or start one for as long as the block lasts.
 
     A runtime that this process started has ended when the block is left, and all its processes are gone; one that was
-    joined is only left. One started on a Ray cluster that was there before stays, as `greenroom up` would leave it.
+    joined is only left. SIGTERM ends the command as Ctrl-C does. One started on a Ray cluster that was there before stays, as `greenroom up` would leave it.
     """
     import ray  # noqa: PLC0415  takes a second
 
@@ -54,6 +55,7 @@ def opened_runtime(invocation: Invocation) -> Generator["Runtime"]:
     runtime: Runtime | None = None
     try:
         runtime = start(settings_of(invocation))
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set one that prints a stack and just ends
         yield runtime
     finally:
         processes.look()

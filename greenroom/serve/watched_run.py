@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ..actors.session_handle import SessionHandle
 
 INTERRUPT_REASON = "interrupted by Ctrl-C"
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 ABANDON_REASON = "the command that showed it ended"
 _CANCEL_S = 10.0
 
@@ -32,7 +33,8 @@ class WatchedRun:
         """Submit the run and show its events; returns the one that ended it. A run that is left is cancelled."""
         loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
-        loop.add_signal_handler(signal.SIGINT, self._interrupt)
+        for number in _INTERRUPTS:
+            loop.add_signal_handler(number, self._interrupt)
         try:
             run_id: str = await self._session.submit_run.remote(input, options)
             self._run_id = run_id
@@ -42,7 +44,8 @@ class WatchedRun:
         finally:
             if self._run_id is not None and self._end is None:
                 await self._give_up(self._run_id)
-            loop.remove_signal_handler(signal.SIGINT)
+            for number in _INTERRUPTS:
+                loop.remove_signal_handler(number)
 
     async def _watch(self, run_id: str) -> Event:
         async with contextlib.aclosing(self._session.follow(run_id=run_id)) as stream:

@@ -200,14 +200,15 @@ def test_follow_goes_on_when_the_session_and_the_store_are_killed(
     assert (following.communicate(timeout=TIMEOUT_S), following.returncode) == (("", ""), 130)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_cancels_the_run_and_leaves_no_process(
-    greenroom: CommandLine, running: Callable[..., "subprocess.Popen[str]"]
+    running: Callable[..., "subprocess.Popen[str]"], number: signal.Signals
 ) -> None:
     marker = f"sleep 86{os.getpid()}"
     process = running("run", "--json", "--provider", "shell", f"echo begun; {marker}; echo")
     seen = read_until(process, "message_streamed")
 
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     out, err = process.communicate(timeout=TIMEOUT_S)
 
     events = seen + parsed(out)
@@ -217,13 +218,16 @@ def test_ctrl_c_cancels_the_run_and_leaves_no_process(
     assert_soon(lambda: no_process_has(marker))
 
 
-def test_ctrl_c_without_a_runtime_in_the_background_leaves_no_process_at_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_without_a_runtime_in_the_background_leaves_no_process_at_all(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     process = CommandLine(tmp_path / "own").start("run", "--json", "--provider", "shell", "echo begun; sleep 8642")
     try:
         read_until(process, "message_streamed")
         below = psutil.Process(process.pid).children(recursive=True)
 
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         _, err = process.communicate(timeout=TIMEOUT_S)
     finally:
         process.kill()
@@ -337,6 +341,24 @@ def test_doctor_finds_everything_in_order(greenroom: CommandLine) -> None:
     assert "event store" in done.stdout
     assert "socket lane" in done.stdout
     assert "FAILED" not in done.stdout
+
+
+def test_a_run_says_so_when_the_runtime_is_ended_under_it(tmp_path: Path) -> None:
+    line = CommandLine(tmp_path / "data")
+    assert line.run("up").returncode == 0
+    process = line.start("run", "--json", "--provider", "shell", "echo begun; sleep 8645")
+    try:
+        read_until(process, "message_streamed")
+
+        down = line.run("down")
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    finally:
+        process.kill()
+        process.communicate()
+
+    assert (down.returncode, process.returncode) == (0, 1)
+    assert parsed(out) is not None
+    assert_one_error(err, "runtime_gone")
 
 
 def test_the_demo_survives_its_own_kills(greenroom: CommandLine) -> None:

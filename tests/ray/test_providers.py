@@ -1,5 +1,6 @@
 """Real providers through real sessions: the anthropic SDK against a loopback Messages API, and local commands."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -126,9 +127,9 @@ def test_a_cancelled_command_leaves_no_process(runtime: Runtime, tmp_path: Path)
     assert ended == [EventType.RUN_CANCELLED]
 
 
-def tool_call_of(session: greenroom.SessionHandle, name: str, **arguments: object) -> greenroom.Event:
+def tool_call_of(session: greenroom.SessionHandle, tool: str, **arguments: object) -> greenroom.Event:
     """The event that ends a call of the tool, made by a script."""
-    options = {"provider_options": {"tool_calls": [{"name": name, "input": arguments}]}}
+    options = {"provider_options": {"tool_calls": [{"name": tool, "input": arguments}]}}
     result = ray.get(session.execute_run.remote("x", options))
     (call,) = session.follow(run_id=result.run_id, types=["tool_call_completed", "tool_call_failed"])
     return call
@@ -157,7 +158,7 @@ def test_a_tool_that_cannot_be_restored_answers_tool_not_found(
     runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tools_of_this_process_only.py").write_text('def lost(x: int) -> int:\n    """Lost."""\n    return x\n')
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     session = runtime.open_session(tools=["tools_of_this_process_only:lost"])
 
     call = tool_call_of(session, "lost", x=1)

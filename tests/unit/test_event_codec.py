@@ -63,6 +63,23 @@ new_events = st.builds(
     st.just(SCHEMA_VERSION),
 )
 batches = st.lists(new_events, min_size=1, max_size=6)
+plain_batches = st.lists(
+    st.builds(
+        NewEvent,
+        st.text(max_size=3),
+        st.sampled_from(EventType),
+        st.integers(0, 1 << 50),
+        st.none(),
+        st.integers(1, 9),
+        st.none(),
+        st.dictionaries(st.text(max_size=3), st.text(max_size=3) | st.integers(0, 300), max_size=2),
+        st.just({}),
+        st.just(SCHEMA_VERSION),
+    ),
+    min_size=1,
+    max_size=5,
+)
+"""For what does not depend on the data: quicker to make."""
 
 
 def stored(new: NewEvent, seq: int) -> Event:
@@ -100,7 +117,7 @@ def test_a_batch_comes_back_as_it_was(events: list[NewEvent]) -> None:
     assert (len(events), mask_of({event.type for event in events})) == (batch.event_count, batch.types)
 
 
-@given(st.lists(batches, min_size=1, max_size=4))
+@given(st.lists(plain_batches, min_size=1, max_size=4))
 def test_joined_batches_are_one_batch_of_all_their_events(parts: list[list[NewEvent]]) -> None:
     encoder = BatchEncoder()
 
@@ -109,7 +126,7 @@ def test_joined_batches_are_one_batch_of_all_their_events(parts: list[list[NewEv
     assert encoder.encode([event for part in parts for event in part]) == joined
 
 
-@given(batches)
+@given(plain_batches)
 def test_record_events_are_those_that_change_a_record(events: list[NewEvent]) -> None:
     batch = BatchEncoder().encode(events)
 
@@ -118,7 +135,7 @@ def test_record_events_are_those_that_change_a_record(events: list[NewEvent]) ->
     assert [event for event in all_stored(events, 3) if event.type in RECORD_TYPES] == found
 
 
-@given(batches)
+@given(plain_batches)
 def test_event_bounds_cut_a_batch_into_its_events(events: list[NewEvent]) -> None:
     encoder = BatchEncoder()
     payload = encoder.encode(events).payload
@@ -131,7 +148,7 @@ def test_event_bounds_cut_a_batch_into_its_events(events: list[NewEvent]) -> Non
     assert bounds[:2] == event_bounds(payload, 1)
 
 
-@given(batches)
+@given(plain_batches)
 def test_split_events_tells_the_same_bounds_and_the_fields(events: list[NewEvent]) -> None:
     payload = BatchEncoder().encode(events).payload
 
@@ -184,7 +201,7 @@ def test_a_slab_with_fewer_events_than_it_says_is_no_answer() -> None:
         decode_slab(SESSION, Slab((1, 2), RECORDED_AT_US, payload))
 
 
-@given(st.lists(st.tuples(st.text(max_size=5), st.integers(1, 9), st.integers(1, 99), batches), max_size=4))
+@given(st.lists(st.tuples(st.text(max_size=5), st.integers(1, 9), st.integers(1, 99), plain_batches), max_size=4))
 def test_a_frame_comes_back_as_it_was(given_entries: list[tuple[str, int, int, list[NewEvent]]]) -> None:
     encoder = BatchEncoder()
     entries = [

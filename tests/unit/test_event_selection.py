@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from hypothesis import given, strategies as st
+import pytest
+from hypothesis import given, settings, strategies as st
 
 from greenroom.adapters.event_codec import BatchEncoder, decode_slab
 from greenroom.adapters.event_selection import EventSelection, StoredBatch
@@ -29,16 +30,22 @@ logs = st.lists(new_events, max_size=25)
 cuts = st.lists(st.integers(1, 24), max_size=6)
 
 
-@st.composite
-def queries(draw: st.DrawFn) -> EventQuery:
-    return EventQuery(
-        after=draw(st.integers(0, 28)),
-        before=draw(st.none() | st.integers(1, 28)),
-        limit=draw(st.integers(1, 5) | st.just(10_000)),
-        run_id=draw(st.sampled_from([None, None, "run_a", "run_b", "run_c"])),
-        types=draw(st.none() | st.frozensets(st.sampled_from(TYPES))),
-        since_us=draw(st.none() | st.integers(0, 5)),
-    )
+windows = st.builds(
+    EventQuery,
+    after=st.integers(0, 28),
+    before=st.none() | st.integers(1, 28),
+    limit=st.integers(1, 5) | st.just(10_000),
+)
+filters = st.builds(
+    EventQuery,
+    after=st.integers(0, 28),
+    before=st.none() | st.integers(1, 28),
+    limit=st.integers(1, 5) | st.just(10_000),
+    run_id=st.sampled_from([None, "run_a", "run_b", "run_c"]),
+    types=st.none() | st.frozensets(st.sampled_from(TYPES)),
+    since_us=st.none() | st.integers(0, 5),
+)
+queries = windows | filters
 
 
 def batched(events: Sequence[NewEvent], at: Sequence[int]) -> list[StoredBatch]:
@@ -75,7 +82,8 @@ def filtered(events: Sequence[Event], query: EventQuery) -> list[Event]:
     return found[: query.limit]
 
 
-@given(logs, cuts, queries())
+@given(logs, cuts, queries)
+@settings(max_examples=300)
 def test_any_query_over_any_batching_is_a_plain_filter(
     events: list[NewEvent], at: list[int], query: EventQuery
 ) -> None:
@@ -84,7 +92,7 @@ def test_any_query_over_any_batching_is_a_plain_filter(
     assert filtered(every_event(batches), query) == selected(batches, query)
 
 
-@given(logs, cuts, queries())
+@given(logs, cuts, queries)
 def test_batches_given_bit_by_bit_give_the_same(events: list[NewEvent], at: list[int], query: EventQuery) -> None:
     batches = batched(events, at)
     selection = EventSelection(query)
@@ -114,6 +122,13 @@ def test_a_full_selection_looks_at_no_further_batch() -> None:
 
     assert selection.is_full
     assert 1 == len(list(looked_at))
+
+
+@pytest.mark.parametrize("before", [1, 3, 5, 6])
+def test_a_window_that_ends_before_it_begins_is_empty(before: int) -> None:
+    events = [NewEvent("evt_1", EventType.RUN_QUEUED, 0, None, None, None, {}, {})] * 10
+
+    assert [] == selected(batched(events, []), EventQuery(after=5, before=before))
 
 
 def test_an_empty_set_of_types_matches_nothing() -> None:

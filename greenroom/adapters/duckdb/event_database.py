@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import duckdb
 import msgpack
 
-from ...domain.errors import GreenroomError, InvalidFormat, StorageConnectionFailed, StorageError
+from ...domain.errors import GreenroomError, InvalidFormat, StorageConnectionFailed, StorageError, StorageFull
 from ...domain.log_head import REMEMBERED_BATCHES, LogHead
 from ..event_codec import EncodedBatch
 from ..event_selection import StoredBatch
@@ -239,7 +239,7 @@ _TRANSLATION: tuple[tuple[Callable[[str], bool], type[GreenroomError], str], ...
     ),
     (
         lambda text: "o space left" in text,
-        StorageError,
+        StorageFull,
         "There is no room left on the disk of the event store. Free some",
     ),
 )

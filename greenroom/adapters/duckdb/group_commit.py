@@ -193,7 +193,8 @@ class GroupCommitThread:
     def _place_grant(self, grant: _Grant, now: int) -> Ownership:
         head = self._head(grant.session_id)
         if head is None:
-            head = self._heads[grant.session_id] = self._database.new_head()
+            head = self._database.new_head()
+            self._keep(grant.session_id, head)
         head.grant()
         self._database.append_grant(grant.session_id, head, grant.owner, now)
         return Ownership(epoch=head.epoch, last_seq=head.last_seq)
@@ -223,11 +224,14 @@ class GroupCommitThread:
             head = self._database.head(session_id)
             if head is None:
                 return None
-            self._heads[session_id] = head
-            if len(self._heads) > MAX_HEADS:
-                self._heads.popitem(last=False)
+            self._keep(session_id, head)
         self._heads.move_to_end(session_id)
         return head
+
+    def _keep(self, session_id: str, head: LogHead) -> None:
+        self._heads[session_id] = head
+        if len(self._heads) > MAX_HEADS:
+            self._heads.popitem(last=False)
 
     def _run_job(self, job: _Job) -> None:
         if not job.done.set_running_or_notify_cancel():
