@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+SOURCES := greenroom tests benchmarks
 
 .PHONY: help install demo test check format lint types floors bench clean
 
@@ -26,10 +27,10 @@ test: install ## the whole test suite
 check: format lint types floors test ## everything that CI runs
 
 format: install
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check $(SOURCES)
 
 lint: install
-	$(BIN)/ruff check .
+	$(BIN)/ruff check $(SOURCES)
 
 types: install
 	$(BIN)/pyright

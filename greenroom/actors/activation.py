@@ -17,9 +17,7 @@ from .live_run import LiveRun, live_run_of
 from .live_session import LiveSession
 from .provider_set import ProviderSet
 
-_TOOL_TYPES = frozenset(
-    {EventType.TOOL_CALL_STARTED, EventType.TOOL_CALL_COMPLETED, EventType.TOOL_CALL_FAILED}
-)
+_TOOL_TYPES = frozenset({EventType.TOOL_CALL_STARTED, EventType.TOOL_CALL_COMPLETED, EventType.TOOL_CALL_FAILED})
 _MAX_TOOL_EVENTS = 10_000
 
 
@@ -160,5 +158,3 @@ def _track(still_open: dict[str, dict[str, object]], event: Event) -> None:
         still_open[call_id] = event.data
     else:
         still_open.pop(call_id, None)
-
-

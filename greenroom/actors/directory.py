@@ -8,8 +8,8 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.clock import id_factory
+from ..adapters.logs import get_logger, log_to_stderr
 from ..domain.errors import GreenroomError, SessionNotFound, ValidationError
 from ..domain.provider import ProviderDeclaration
 from ..domain.session import SessionSpec
@@ -57,7 +57,7 @@ class Directory:
         return self._settings
 
     async def declare_providers(self, declarations: dict[str, ProviderDeclaration]) -> None:
-        """Add declarations, in place of those of the same names, for all sessions and the runs that start from now on."""
+        """Add declarations, in place of those of the same names; they hold for the runs that start from now on."""
         merged = {**self._settings["providers"], **declarations}
         if merged == self._settings["providers"]:
             return

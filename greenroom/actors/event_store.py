@@ -9,8 +9,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import ray
 
-from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.event_codec import Slab
+from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.socket_lane import SOCKET_NAME, SocketLaneServer
 from ..domain.event_log import EventQuery, Ownership, SessionRecords
 from ..domain.run import Run

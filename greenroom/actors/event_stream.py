@@ -25,7 +25,9 @@ class EventStream:
     the session's actor; a stream that is dropped half-way is closed when it is collected.
     """
 
-    def __init__(self, subscribe: Callable[..., Any], lost: Callable[[], None], *, from_seq: int, **filters: Any) -> None:
+    def __init__(
+        self, subscribe: Callable[..., Any], lost: Callable[[], None], *, from_seq: int, **filters: Any
+    ) -> None:
         self.seq = from_seq
         self._subscribe = subscribe
         self._lost = lost

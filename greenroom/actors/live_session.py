@@ -13,7 +13,6 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-
 from ..adapters.logs import get_logger
 from ..adapters.option_parsing import require_json_safe
 from ..adapters.providers.tool_calls import tool_call_abandoned
@@ -351,7 +350,7 @@ class LiveSession:
             self._fail(run, ProviderError(f"Provider {run.provider!r} was cancelled, and not by the session."))
         except GreenroomError as exc:
             self._fail(run, exc)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001  recorded: the run ends with it
             _log.exception("provider_raised", session_id=self.session_id, run_id=run.run_id, provider=run.provider)
             self._fail(run, InternalError(f"Provider {run.provider!r} raised {type(exc).__name__}."))
         else:
@@ -737,9 +736,7 @@ class LiveSession:
     async def _page_from_store(self, query: EventQuery, cursor: int) -> tuple[list[Event], int]:
         """Matching events past the cursor, and the cursor after them."""
         end = self.feed.last_seq
-        page = EventQuery(
-            after=cursor, before=end + 1, limit=query.limit, run_id=query.run_id, types=query.types
-        )
+        page = EventQuery(after=cursor, before=end + 1, limit=query.limit, run_id=query.run_id, types=query.types)
         found = await self._log.read(self.session_id, page)
         return found, found[-1].seq if len(found) == query.limit else end
 

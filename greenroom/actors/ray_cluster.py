@@ -9,8 +9,8 @@ from typing import Any
 
 import ray
 import ray._private.authentication.authentication_token_setup as token_setup
-import ray._private.ray_constants as ray_constants
 import ray._private.worker as ray_worker
+from ray._private import ray_constants
 
 _AUTH_MODE = "RAY_AUTH_MODE"
 _MARK = "_greenroom_wrapped"

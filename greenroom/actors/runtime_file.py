@@ -8,7 +8,6 @@ from pathlib import Path
 
 from .runtime_watch import answers
 
-
 FILE_NAME = "runtime.json"
 
 
@@ -49,5 +48,3 @@ def remove_record(data_dir: Path) -> None:
     """The runtime has ended."""
     with contextlib.suppress(OSError):
         (data_dir / FILE_NAME).unlink()
-
-

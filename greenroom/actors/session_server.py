@@ -7,9 +7,9 @@ from typing import Any, TypeVar, cast
 
 import ray
 
-from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.clock import id_factory, now_us
 from ..adapters.event_log_client import EventLogClient
+from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.option_parsing import require_json_safe
 from ..domain.errors import CapabilityNotSupported, GreenroomError, SessionMoved, ValidationError, WriterFenced
 from ..domain.event import Event, to_microseconds

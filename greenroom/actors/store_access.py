@@ -61,7 +61,7 @@ class RayStoreAccess:
             raise StorageConnectionFailed(f"The event store does not answer: {type(exc).__name__}.") from exc
         if self._use_socket and hello["node_id"] == ray.get_runtime_context().get_node_id():
             path = Path(hello["socket"])
-            if path.is_socket():
+            if await asyncio.to_thread(path.is_socket):
                 return await SocketLane.connect(path, on_reply=on_reply, on_broken=on_broken)
         return RayLane(self._store, on_reply, on_broken)
 

@@ -25,4 +25,3 @@ class DirectStore(DuckDBEventStore):
 
     async def open_lane(self, *, on_reply: Callable[[bytes], None], on_broken: Callable[[], None]) -> Lane:
         return DirectLane(self, on_reply)
-

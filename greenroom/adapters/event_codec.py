@@ -112,9 +112,7 @@ def decode_slab(session_id: str, slab: Slab) -> list[Event]:
     unpacker = msgpack.Unpacker(strict_map_key=False, max_buffer_size=0)
     unpacker.feed(slab.payload)
     recorded_at = from_microseconds(slab.recorded_at_us)
-    return [
-        _event(session_id, seq, recorded_at, fields) for seq, fields in zip(slab.seqs, unpacker, strict=True)
-    ]
+    return [_event(session_id, seq, recorded_at, fields) for seq, fields in zip(slab.seqs, unpacker, strict=True)]
 
 
 def _event(session_id: str, seq: int, recorded_at: Any, fields: list[Any]) -> Event:

@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-
-from .logs import get_logger
 from ..domain.errors import GreenroomError, StorageConnectionFailed, WriterFenced
 from ..domain.event import Event, NewEvent
 from ..domain.event_log import CommitListener, Committed, EventQuery, Ownership, SessionRecords
 from ..domain.run import Run
 from .append_frames import AppendAnswer, AppendEntry, AppendStatus, decode_answers, encode_frame
 from .event_codec import BatchEncoder, EncodedBatch, Slab, decode_slab, join_batches
+from .logs import get_logger
 
 _log = get_logger(__name__)
 

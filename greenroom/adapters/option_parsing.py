@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
-from pydantic import ConfigDict, PydanticUserError, TypeAdapter
-from pydantic import ValidationError as PydanticError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError as PydanticError
 
 from ..domain.errors import ValidationError
 from ..domain.json_values import MAX_DEPTH, check_json_safe

@@ -2,8 +2,8 @@
 
 from genai_prices import Usage, calc_price
 
-from .logs import get_logger
 from ..domain.token_usage import TokenUsage
+from .logs import get_logger
 
 _log = get_logger(__name__)
 

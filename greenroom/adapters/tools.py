@@ -18,9 +18,9 @@ from typing import Any
 from pydantic import ValidationError as PydanticError
 from pydantic_core import to_json
 
-from .logs import get_logger
 from ..domain.errors import Timeout, ToolExecutionFailed, ToolNotFound
 from ..domain.tool import ToolApproval, ToolOutcome, ToolResult, ToolSpec
+from .logs import get_logger
 from .tool_definition import (
     Tool,
     ToolLike,

@@ -5,7 +5,8 @@
     ├── state         InvalidStatus InvalidTransition InvalidEventType InvalidCapabilityType
     │                 MissingRequiredCapability StreamClosed ContextMismatch InvalidCursor SessionMismatch
     │                 RunMismatch ResyncRequired SessionMoved SessionDraining WriterFenced
-    ├── resource      NotFound SessionNotFound RunNotFound CapabilityNotFound AlreadyExists DuplicateCapability
+    ├── resource      NotFound SessionNotFound RunNotFound CapabilityNotFound AlreadyExists
+    │                 DuplicateCapability
     ├── provider      ProviderError ProviderUnavailable ProviderRateLimited ProviderTimeout ProviderOverloaded
     │                 ProviderAuthenticationFailed ProviderQuotaExceeded ProviderInvalidRequest
     │                 ProviderContentRefused
@@ -16,8 +17,8 @@
     └── tool          ToolError ToolNotFound ToolExecutionFailed ToolPermissionDenied
 
 The docstring of a class is its message unless the raiser gives a better one; it ends with the remedy. What a handler
-needs is in `details`, never only in the prose. `code`, `category` and `retryable` belong to the class, so that they also
-hold on the subclass that `ray.get` raises.
+needs is in `details`, never only in the prose. `code`, `category` and `retryable` belong to the class, so that they
+also hold on the subclass that `ray.get` raises.
 """
 
 from collections.abc import Mapping

@@ -34,7 +34,7 @@ class EventType(StrEnum):
     TOOL_APPROVAL_REQUESTED = "tool_approval_requested"
     TOOL_APPROVAL_GRANTED = "tool_approval_granted"
     TOOL_APPROVAL_DENIED = "tool_approval_denied"
-    TOKEN_USAGE_UPDATED = "token_usage_updated"
+    TOKEN_USAGE_UPDATED = "token_usage_updated"  # noqa: S105  not a password
     TURN_COMPLETED = "turn_completed"
     ERROR_OCCURRED = "error_occurred"
     ERROR_RECOVERED = "error_recovered"
@@ -50,9 +50,7 @@ class EventType(StrEnum):
 TYPE_BITS: dict[EventType, int] = {event_type: 1 << position for position, event_type in enumerate(EventType)}
 """One bit per type; a batch of events keeps the union, so that a filtered read can pass over whole batches."""
 
-RUN_ENDINGS = frozenset(
-    {EventType.RUN_COMPLETED, EventType.RUN_FAILED, EventType.RUN_CANCELLED, EventType.RUN_TIMEOUT}
-)
+RUN_ENDINGS = frozenset({EventType.RUN_COMPLETED, EventType.RUN_FAILED, EventType.RUN_CANCELLED, EventType.RUN_TIMEOUT})
 """A run has exactly one of these, and nothing after it."""
 
 SESSION_ENDINGS = frozenset({EventType.SESSION_COMPLETED, EventType.SESSION_FAILED, EventType.SESSION_CANCELLED})

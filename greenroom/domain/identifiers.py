@@ -15,8 +15,8 @@ _RESERVE_BITS = 72  # a fresh start below this leaves room to count upwards with
 class IdFactory:
     """Makes UUIDv7 ids that are unique and strictly ascending within one factory.
 
-    Within a millisecond the 74 random bits are counted upwards (RFC 9562, section 6.2, method 2): two ids of one factory
-    never collide and sort in the order in which they were made. Not for secrets: the next id can be guessed.
+    Within a millisecond the 74 random bits are counted upwards (RFC 9562, section 6.2, method 2): two ids of one
+    factory never collide and sort in the order in which they were made. Not for secrets: the next id can be guessed.
 
     `now_us` gives the time in microseconds since 1970; `random_bits(n)` gives n random bits.
     """

@@ -602,7 +602,7 @@ def test_the_sdk_is_not_loaded_with_the_module() -> None:
 
 
 async def test_the_server_answers_without_streaming_too(server: MessagesServer) -> None:
-    from anthropic import AsyncAnthropic  # noqa: PLC0415
+    from anthropic import AsyncAnthropic
 
     server.answers.append(answers.text("Hello") + answers.tool_use("weather", {"city": "Oslo"}))
     async with AsyncAnthropic(base_url=server.url, api_key=KEY, max_retries=0) as client:

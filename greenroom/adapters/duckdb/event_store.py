@@ -1,7 +1,6 @@
 """The event store as one asyncio object: appends in, committed events out. An actor or a test holds it."""
 
 import asyncio
-import os
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -259,4 +258,4 @@ class DuckDBEventStore:
     def _bytes(self) -> int:
         if self.path == MEMORY_PATH:
             return 0
-        return sum(os.path.getsize(path) for path in (self.path, self.path + ".wal") if Path(path).exists())
+        return sum(path.stat().st_size for path in (Path(self.path), Path(self.path + ".wal")) if path.exists())

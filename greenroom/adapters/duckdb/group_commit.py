@@ -9,14 +9,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-
-from ..logs import get_logger
 from ...domain.errors import StorageError
 from ...domain.event_log import Ownership
 from ...domain.log_head import Fenced, LogHead, OutOfOrder, Placed, Repeated
 from ..append_frames import AppendAnswer, AppendEntry, AppendStatus
 from ..clock import now_us
 from ..event_selection import StoredBatch
+from ..logs import get_logger
 from .event_database import EventDatabase
 from .record_tables import RecordTables
 
@@ -129,7 +128,7 @@ class GroupCommitThread:
         self._opened.set_result(self._database)
         try:
             self._serve()
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001  handed on: the process ends and starts anew
             _log.exception("event_store_writer_failed", path=self._path)
             self._on_fatal(exc)
         finally:

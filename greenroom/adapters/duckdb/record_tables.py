@@ -8,13 +8,13 @@ from typing import Any
 
 import duckdb
 
-from ..logs import get_logger
 from ...domain.errors import InvalidTransition
 from ...domain.event import Event, to_microseconds
 from ...domain.record_projection import fold_run, fold_session
 from ...domain.run import Run
 from ...domain.session import Session
 from ..event_codec import record_events
+from ..logs import get_logger
 from .event_database import first_row, unpack_row
 
 _log = get_logger(__name__)
@@ -40,7 +40,8 @@ _RECENT_CALLS = """
 """
 _SESSIONS_WITH_OPEN_RUNS = "SELECT DISTINCT session_id FROM runs WHERE status IN ('pending', 'running')"
 _OWNED_WITH_OPEN_RUNS = """
-    SELECT session_id FROM epochs WHERE session_id IN (SELECT session_id FROM runs WHERE status IN ('pending', 'running'))
+    SELECT session_id FROM epochs
+    WHERE session_id IN (SELECT session_id FROM runs WHERE status IN ('pending', 'running'))
     GROUP BY session_id HAVING arg_max(owner, epoch) = ?
 """
 _COUNTS = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM runs)"
