@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 import ray
 import ray.exceptions
@@ -47,7 +48,7 @@ class Directory:
         self._self: Any = ray.get_runtime_context().current_actor
         self._ids = id_factory()
         self._placed: dict[str, tuple[str, Any]] = {}  # session id -> name and handle of its server
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # a lock lives while it is used
         self._opens: dict[str, str] = {}
         loop = asyncio.get_running_loop()
         self._reconciling = loop.create_task(self._reconcile(), name="greenroom-reconcile")
@@ -140,7 +141,10 @@ class Directory:
         return name, actor
 
     def _lock(self, key: str) -> asyncio.Lock:
-        return self._locks.setdefault(key, asyncio.Lock())
+        lock = self._locks.get(key)
+        if lock is None:
+            lock = self._locks[key] = asyncio.Lock()
+        return lock
 
     async def _from_store(self, method: str, *args: Any) -> Any:
         try:

@@ -34,6 +34,7 @@ class EventStore:
         # Here, not at the top: whoever starts this actor must not pay for DuckDB (23 MB, and its chatter at exit).
         from ..adapters.duckdb.event_store import FILE_NAME, MEMORY_PATH, DuckDBEventStore  # noqa: PLC0415
 
+        os.umask(0o077)  # the log is for this user's eyes, whatever the data_dir allows
         memory = data_dir == MEMORY_PATH
         self._scratch = tempfile.TemporaryDirectory(prefix="greenroom-") if memory else None
         folder = Path(self._scratch.name if self._scratch else data_dir)

@@ -678,12 +678,12 @@ class LiveSession:
             state=self.status,
             draining=self._draining,
             epoch=self.epoch,
-            queued=self.queue.waiting,
-            in_flight=self.queue.running,
+            queued=list(self.queue.waiting),
+            in_flight=list(self.queue.running),
             max_concurrent_runs=self.queue.slots,
             max_queued_runs=self.queue.capacity,
             subscribers=self._subscribers,
-            pending_approvals=(),
+            pending_approvals=[],
             last_seq=self.feed.last_seq,
         )
 

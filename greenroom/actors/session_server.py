@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
+from weakref import WeakValueDictionary
 
 import ray
 
@@ -51,7 +52,7 @@ class SessionServer:
         self._max_input_bytes: int = settings["max_input_bytes"]
         self._live: dict[str, LiveSession] = {}
         self._toolboxes: dict[str, Any] = {}
-        self._activating: dict[str, asyncio.Lock] = {}
+        self._activating: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._cleanup: set[asyncio.Task[None]] = set()
         restored = ray.get_runtime_context().was_current_actor_reconstructed
         self._restoring = asyncio.get_running_loop().create_task(self._restore()) if restored else None
@@ -82,7 +83,10 @@ class SessionServer:
             live.providers.declare(declarations)
 
     def _lock(self, session_id: str) -> asyncio.Lock:
-        return self._activating.setdefault(session_id, asyncio.Lock())
+        lock = self._activating.get(session_id)
+        if lock is None:
+            lock = self._activating[session_id] = asyncio.Lock()
+        return lock
 
     async def _activate(self, session_id: str, spec: SessionSpec | None, idempotency_key: str | None) -> LiveSession:
         live = await activate(
@@ -113,7 +117,6 @@ class SessionServer:
 
     def _forget(self, session_id: str) -> None:
         live = self._live.pop(session_id, None)
-        self._activating.pop(session_id, None)
         toolbox = self._toolboxes.pop(session_id, None)
         if toolbox is not None:
             toolbox.close()
@@ -174,14 +177,15 @@ class SessionServer:
         call_id: str,
         inputs: Sequence[object],
         options: object = None,
-        idempotency_keys: Sequence[str | None] | None = None,
+        idempotency_key: str | None = None,
     ) -> list[str]:
-        keys = _checked_keys(inputs, idempotency_keys)
+        """With an idempotency key, each run has that key and its place in the list as its own."""
+        keys = _keys(inputs, idempotency_key)
 
         async def call(live: LiveSession) -> list[str]:
             return await live.submit_runs(inputs, options, keys, call_id)
 
-        return await self._serve(session_id, call, "submit_runs", call_id, inputs, options, idempotency_keys)
+        return await self._serve(session_id, call, "submit_runs", call_id, inputs, options, idempotency_key)
 
     async def await_run(self, session_id: str, call_id: str, run_id: str, timeout_s: float | None = None) -> RunResult:
         return await self._serve(
@@ -306,17 +310,11 @@ def _checked_int(value: object, field: str) -> int:
     return value
 
 
-def _checked_keys(inputs: object, keys: Sequence[str | None] | None) -> Sequence[str | None]:
+def _keys(inputs: object, idempotency_key: str | None) -> list[str | None]:
     if not isinstance(inputs, list | tuple) or not inputs:
         raise ValidationError("inputs must be a list with at least one input.", details={"field": "inputs"})
-    count = len(inputs)  # pyright: ignore[reportUnknownArgumentType]
-    if keys is None:
-        return [None] * count
-    if len(keys) != count:
-        raise ValidationError(
-            f"idempotency_keys has {len(keys)} entries for {count} inputs.", details={"field": "idempotency_keys"}
-        )
-    return keys
+    count = len(cast("Sequence[object]", inputs))
+    return [idempotency_key and f"{idempotency_key}/{index}" for index in range(count)]
 
 
 def _since_us(since: Any) -> int | None:

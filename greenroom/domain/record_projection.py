@@ -31,7 +31,7 @@ def _created(event: Event, epoch: int) -> Session:
         parent_session_id=data["parent_session_id"],
         metadata=data["metadata"],
         context=data["context"],
-        tags=tuple(data["tags"]),
+        tags=data["tags"],
         created_at=event.timestamp,
         updated_at=event.timestamp,
         epoch=epoch,

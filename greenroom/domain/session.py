@@ -107,7 +107,7 @@ class Session:
     parent_session_id: str | None
     metadata: dict[str, Any]
     context: dict[str, Any]
-    tags: tuple[str, ...]
+    tags: list[str]
     created_at: datetime
     updated_at: datetime
     epoch: int
@@ -128,7 +128,7 @@ class Session:
             "parent_session_id": self.parent_session_id,
             "metadata": self.metadata,
             "context": self.context,
-            "tags": list(self.tags),
+            "tags": self.tags,
             "created_at": self.created_at.isoformat(),
             "updated_at": self.updated_at.isoformat(),
             "epoch": self.epoch,
@@ -146,7 +146,6 @@ class Session:
         values: dict[str, Any] = {
             **record,
             "status": SessionState(record["status"]),
-            "tags": tuple(record["tags"]),
             "created_at": datetime.fromisoformat(record["created_at"]),
             "updated_at": datetime.fromisoformat(record["updated_at"]),
         }
@@ -161,12 +160,12 @@ class SessionStatus:
     state: SessionState
     draining: bool
     epoch: int
-    queued: tuple[str, ...]
+    queued: list[str]
     """Run ids that wait, in the order in which they will start."""
-    in_flight: tuple[str, ...]
+    in_flight: list[str]
     """Run ids that hold a slot, in the order in which they started."""
     max_concurrent_runs: int
     max_queued_runs: int
     subscribers: int
-    pending_approvals: tuple[dict[str, Any], ...]
+    pending_approvals: list[dict[str, Any]]
     last_seq: int

@@ -1,5 +1,6 @@
 """The runtime behind a command: the one that lives on the data_dir, else one of the command's own."""
 
+import os
 import signal
 import sys
 from collections.abc import Generator
@@ -40,7 +41,8 @@ def opened_runtime(invocation: Invocation) -> Generator["Runtime"]:
     """Join the runtime of the data_dir, or start one for as long as the block lasts.
 
     A runtime that this process started has ended when the block is left, and all its processes are gone; one that was
-    joined is only left. SIGTERM ends the command as Ctrl-C does. One started on a Ray cluster that was there before stays, as `greenroom up` would leave it.
+    joined is only left. One started on a Ray cluster that was there before stays, as `greenroom up` would leave it.
+    SIGTERM ends the command as Ctrl-C does.
     """
     import ray  # noqa: PLC0415  takes a second
 
@@ -53,9 +55,10 @@ def opened_runtime(invocation: Invocation) -> Generator["Runtime"]:
         ray_cluster.show_chatter()
     processes = ProcessTree()
     runtime: Runtime | None = None
+    interrupt_on_signals()
     try:
         runtime = start(settings_of(invocation))
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set one that prints a stack and just ends
+        interrupt_on_signals()  # again: Ray has set a handler for SIGTERM that prints a stack and just ends
         yield runtime
     finally:
         processes.look()
@@ -63,6 +66,18 @@ def opened_runtime(invocation: Invocation) -> Generator["Runtime"]:
             runtime.shutdown()
         ray.shutdown()
         processes.await_end()
+
+
+def interrupt_on_signals() -> None:
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt here, and nothing in a child between its fork and its exec."""
+    this_process = os.getpid()
+
+    def interrupt(_number: int, _frame: object) -> None:
+        if os.getpid() == this_process:
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
 
 
 def note(text: str) -> None:

@@ -19,8 +19,8 @@ from .event_database import first_row, unpack_row
 
 _log = get_logger(__name__)
 
-STEP_BATCHES = 512
-"""Batches folded in one step; about 10 ms, during which appends wait."""
+STEP_BATCHES = 64
+"""Batches folded in one step: some milliseconds, during which appends wait."""
 
 _PENDING = """
     SELECT b.batch_id, e.session_id, b.batch
@@ -235,7 +235,7 @@ def _session_row(session: Session) -> tuple[Any, ...]:
         session.id,
         session.status.value,
         session.agent_id,
-        list(session.tags),
+        session.tags,
         to_microseconds(session.created_at),
         session.idempotency_key,
         json.dumps(session.to_dict()),
