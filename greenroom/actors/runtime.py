@@ -335,7 +335,11 @@ class Runtime:
             ray.shutdown()
 
     async def _stop_actors(self) -> None:
-        names: list[str] = await self._ask(self._directory.session_servers.remote())
+        try:
+            async with asyncio.timeout(_STOP_S):  # Ray lets calls hang when its control store has died before us
+                names: list[str] = await self._ask(self._directory.session_servers.remote())
+        except (TimeoutError, GreenroomError):
+            return
         ray.kill(self._directory)
         servers: list[Any] = []
         for name in names:

@@ -120,6 +120,8 @@ class EventLogClient:
         self._streams: dict[tuple[str, int], _Stream] = {}
         self._dirty: dict[tuple[str, int], _Stream] = {}
         self._in_flight: dict[int, _Frame] = {}
+        self._early: dict[int, list[AppendAnswer]] = {}
+        """Answers to frames that were sent after one that is not answered yet."""
         self._number = 0
         self._pending_bytes = 0
         self._room = asyncio.Event()
@@ -215,16 +217,17 @@ class EventLogClient:
 
     def _replied(self, reply: bytes) -> None:
         number, answers = decode_answers(reply)
-        frame = self._in_flight.get(number)
-        if frame is None:  # answered before the lane broke, and again after
+        if number not in self._in_flight:  # answered before the lane broke, and again after
             return
         if any(answer.status is AppendStatus.OUT_OF_ORDER for answer in answers):
             self._broken()  # an earlier frame got lost on the way: all go again, in order
             return
-        del self._in_flight[number]
-        self._give_back(frame.size)
-        for item, answer in zip(frame.sent, answers, strict=True):
-            self._answered(item, answer)
+        self._early[number] = answers
+        while self._in_flight and (oldest := next(iter(self._in_flight))) in self._early:
+            frame = self._in_flight.pop(oldest)
+            self._give_back(frame.size)
+            for item, answer in zip(frame.sent, self._early.pop(oldest), strict=True):
+                self._answered(item, answer)
         self._flush()
 
     def _answered(self, item: _Sent, answer: AppendAnswer) -> None:

@@ -12,7 +12,7 @@ _LEAST, _MOST = -(1 << 63), (1 << 64) - 1  # what 64 bits hold, with or without 
 
 def check_json_safe(value: Any, depth: int = MAX_DEPTH) -> None:
     """Raise ValueError, with the reason, for what standard JSON or a stored event cannot hold."""
-    _CHECKS.get(type(value), _check_other)(value, depth)
+    _CHECKS.get(value.__class__, _check_other)(value, depth)
 
 
 def _check_nothing(value: Any, depth: int) -> None:
@@ -41,15 +41,17 @@ def _check_mapping(value: dict[Any, Any], depth: int) -> None:
         if not isinstance(key, str):
             raise ValueError(f"a key is {type(key).__name__}, not text")  # noqa: TRY004  one error for all reasons
         _check_text(key, 0)
-        _CHECKS.get(type(item), _check_other)(item, depth - 1)
+        _CHECKS.get(item.__class__, _check_other)(item, depth - 1)
 
 
 def _check_list(value: list[Any] | tuple[Any, ...], depth: int) -> None:
     if depth <= 0:
         raise ValueError(f"nested more than {MAX_DEPTH} deep")
     for item in value:
-        _CHECKS.get(type(item), _check_other)(item, depth - 1)
+        _CHECKS.get(item.__class__, _check_other)(item, depth - 1)
 
+
+_SUBCLASSED: tuple[type[Any], ...] = (str, int, float, dict, list, tuple)
 
 _CHECKS: dict[type[Any], Callable[[Any, int], None]] = {
     str: _check_text,
@@ -66,7 +68,7 @@ _CHECKS: dict[type[Any], Callable[[Any, int], None]] = {
 
 def _check_other(value: Any, depth: int) -> None:
     """Subclasses, such as members of a StrEnum; all else is refused."""
-    for kind in (str, int, float, dict, list, tuple):
+    for kind in _SUBCLASSED:
         if isinstance(value, kind):
             _CHECKS[kind](value, depth)
             return

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .cli_options import Invocation
-from .process_tree import ProcessTree
+from .process_tree import GRACE_S, ProcessTree
 
 if TYPE_CHECKING:  # these cost what `--help` must not
     from ..actors.runtime import Runtime
     from ..adapters.settings import Settings
+
+_FAILED_START_GRACE_S = 1.0
+"""Nobody has told the processes of a start that was broken off to end."""
 
 
 def settings_of(invocation: Invocation) -> "Settings":
@@ -65,7 +68,7 @@ def opened_runtime(invocation: Invocation) -> Generator["Runtime"]:
         if runtime is not None and runtime.owns_ray:
             runtime.shutdown()
         ray.shutdown()
-        processes.await_end()
+        processes.await_end(grace_s=GRACE_S if runtime is not None else _FAILED_START_GRACE_S)
 
 
 def interrupt_on_signals() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import psutil
 
-_GRACE_S = 10.0
+GRACE_S = 10.0
 _KILL_S = 5.0
 
 
@@ -22,10 +22,10 @@ class ProcessTree:
         except psutil.NoSuchProcess:
             return
 
-    def await_end(self) -> None:
-        """Return when none of them is left: those that do not end by themselves in time are killed."""
+    def await_end(self, *, grace_s: float = GRACE_S) -> None:
+        """Return when none of them is left: those that do not end by themselves in that time are killed."""
         self.look()
-        _, left = psutil.wait_procs(self._known, timeout=_GRACE_S)
+        _, left = psutil.wait_procs(self._known, timeout=grace_s)
         _kill(left)
         psutil.wait_procs(left, timeout=_KILL_S)
 

@@ -222,18 +222,19 @@ def test_ctrl_c_cancels_the_run_and_leaves_no_process(
 def test_ctrl_c_without_a_runtime_in_the_background_leaves_no_process_at_all(
     tmp_path: Path, number: signal.Signals
 ) -> None:
+    """SIGTERM to the whole group, as `timeout` and service managers send it, hits Ray's processes too."""
     process = CommandLine(tmp_path / "own").start("run", "--json", "--provider", "shell", "echo begun; sleep 8642")
     try:
         read_until(process, "message_streamed")
         below = psutil.Process(process.pid).children(recursive=True)
 
         os.killpg(process.pid, number)
-        _, err = process.communicate(timeout=TIMEOUT_S)
+        process.communicate(timeout=TIMEOUT_S)
     finally:
         process.kill()
         process.communicate()
 
-    assert (process.returncode, err) == (130, "")
+    assert process.returncode == 130
     assert len(below) > 2
     assert [child for child in below if child.is_running()] == []
 

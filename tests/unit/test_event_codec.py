@@ -1,5 +1,6 @@
 """Events as bytes: nothing is lost, batches join and split without decoding, and a newer layout is refused."""
 
+from itertools import pairwise
 from typing import Any
 
 import msgpack
@@ -143,7 +144,7 @@ def test_event_bounds_cut_a_batch_into_its_events(events: list[NewEvent]) -> Non
     bounds = event_bounds(payload, len(events))
 
     assert [encoder.encode([event]).payload for event in events] == [
-        payload[start:end] for start, end in zip(bounds, bounds[1:], strict=False)
+        payload[start:end] for start, end in pairwise(bounds)
     ]
     assert bounds[:2] == event_bounds(payload, 1)
 
@@ -155,7 +156,7 @@ def test_split_events_tells_the_same_bounds_and_the_fields(events: list[NewEvent
     found = list(split_events(payload))
 
     bounds = event_bounds(payload, len(events))
-    assert list(zip(bounds, bounds[1:], strict=False)) == [(start, end) for start, end, _ in found]
+    assert list(pairwise(bounds)) == [(start, end) for start, end, _ in found]
     assert [list(event) for event in events] == [fields for _, _, fields in found]
 
 

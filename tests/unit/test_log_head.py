@@ -1,4 +1,4 @@
-"""The end of a log: each batch of the newest epoch is placed exactly once, whatever comes twice, late or from before."""
+"""The end of a log: each batch of the newest epoch is placed once, whatever comes twice, late or from before."""
 
 from hypothesis import given, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule

@@ -117,6 +117,11 @@ class EventDatabase:
     def _row(self, statement: str, parameters: list[Any] | None = None) -> tuple[Any, ...] | None:
         return first_row(self.connection, statement, parameters or [])
 
+    @property
+    def newest_batch(self) -> int:
+        """Number of the newest batch."""
+        return self._batch_id
+
     def head(self, session_id: str) -> LogHead | None:
         """The end of the session's log as it is on disk; None if nobody ever owned the session."""
         newest = self._row(_NEWEST_EPOCH, [session_id])
@@ -221,14 +226,18 @@ def _connect(path: str, lock_wait_s: float) -> duckdb.DuckDBPyConnection:
         try:
             return duckdb.connect(path, config=_SETTINGS)
         except duckdb.Error as exc:
-            if "lock" not in str(exc) or time.monotonic() > deadline:
+            if not _is_locked(str(exc)) or time.monotonic() > deadline:
                 raise storage_error(exc, path) from exc
         time.sleep(_LOCK_POLL_S)
 
 
+def _is_locked(text: str) -> bool:
+    return "Could not set lock on file" in text  # no looser: a damaged file has a wrong checksum "in block"
+
+
 _TRANSLATION: tuple[tuple[Callable[[str], bool], type[GreenroomError], str], ...] = (
     (
-        lambda text: "lock" in text and "onflicting" in text,
+        _is_locked,
         StorageConnectionFailed,
         "Another process uses the event store. Stop it, or use another data_dir",
     ),

@@ -68,6 +68,8 @@ class _Grant:
 class _Job:
     read: Callable[[RecordTables], Any]
     done: "Future[Any]"
+    after: int | None = None
+    """The batch that the tables must hold before it runs: the newest one when it came."""
 
 
 _Item = _Append | _Grant | _Job | None
@@ -233,11 +235,15 @@ class GroupCommitThread:
             self._heads.popitem(last=False)
 
     def _run_job(self, job: _Job) -> None:
-        if not job.done.set_running_or_notify_cancel():
+        if job.done.cancelled():
             return
         try:
-            while self._tables.step():
-                pass
+            if job.after is None:
+                job.after = self._database.newest_batch
+            if self._tables.watermark < job.after:
+                self._tables.step()
+                self._inbox.put(job)  # behind the appends that came meanwhile
+                return
             job.done.set_result(job.read(self._tables))
         except Exception as exc:  # noqa: BLE001  handed on: the asker gets it
             job.done.set_exception(exc if isinstance(exc, StorageError) else StorageError(str(exc)))

@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 
 from ...domain.errors import InvalidTransition
-from ...domain.event import Event, to_microseconds
+from ...domain.event import Event, EventType, to_microseconds
 from ...domain.record_projection import fold_run, fold_session
 from ...domain.run import Run
 from ...domain.session import Session
@@ -21,6 +21,9 @@ _log = get_logger(__name__)
 
 STEP_BATCHES = 64
 """Batches folded in one step: some milliseconds, during which appends wait."""
+
+MAX_OPEN_RUNS = 50_000
+"""Open runs kept in memory beside the table; others are read from it."""
 
 _PENDING = """
     SELECT b.batch_id, e.session_id, b.batch
@@ -63,11 +66,13 @@ class RecordTables:
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
         row = first_row(connection, _WATERMARK, [])
-        self._watermark: int = row[0] if row else 0
+        self.watermark: int = row[0] if row else 0
+        """Number of the newest batch that the tables hold."""
+        self._open_runs: dict[str, Run] = {}  # as they are in the table: most runs end soon after they began
 
     def step(self) -> bool:
         """Fold the next batches; True if there may be more."""
-        rows = self._connection.execute(_PENDING, [self._watermark, STEP_BATCHES]).fetchall()
+        rows = self._connection.execute(_PENDING, [self.watermark, STEP_BATCHES]).fetchall()
         if not rows:
             return False
         step = _Step()
@@ -84,9 +89,10 @@ class RecordTables:
                 session = self._changed_session(step, event.session_id)
                 step.sessions[event.session_id] = fold_session(session, event, epoch=epoch)
             else:
-                run = self._changed_run(step, event.run_id)
+                run = self._changed_run(step, event)
                 step.runs[event.run_id] = fold_run(run, event)
-        except InvalidTransition:  # the writer refuses these, so the log was changed: show it, and keep serving
+        except (InvalidTransition, LookupError, TypeError, ValueError):
+            # The writer refuses what does not fit, so the log was changed: show it, and keep serving.
             _log.exception("illegal_event_in_log", session_id=event.session_id, seq=event.seq, type=event.type)
 
     def _changed_session(self, step: _Step, session_id: str) -> Session | None:
@@ -98,9 +104,12 @@ class RecordTables:
             step.replaced_sessions.add(session_id)
         return step.sessions[session_id]
 
-    def _changed_run(self, step: _Step, run_id: str) -> Run | None:
+    def _changed_run(self, step: _Step, event: Event) -> Run | None:
+        run_id = event.run_id or ""
         if run_id not in step.runs:
-            stored = self.run(run_id)
+            if event.type is EventType.RUN_QUEUED and event.attempt == 1:
+                return None  # new: asking the table for each of these would cost more than all the rest
+            stored = self._open_runs.get(run_id) or self.run(run_id)
             if stored is None:
                 return None
             step.runs[run_id] = stored
@@ -120,7 +129,17 @@ class RecordTables:
             _append(connection, "runs", map(_run_row, step.runs.values()))
             connection.execute("DELETE FROM watermark")
             connection.execute("INSERT INTO watermark VALUES (?)", [watermark])
-        self._watermark = watermark
+        self.watermark = watermark
+        self._keep_open(step.runs)
+
+    def _keep_open(self, runs: dict[str, Run]) -> None:
+        for run_id, run in runs.items():
+            if run.status.is_terminal:
+                self._open_runs.pop(run_id, None)
+            else:
+                self._open_runs[run_id] = run
+        while len(self._open_runs) > MAX_OPEN_RUNS:
+            del self._open_runs[next(iter(self._open_runs))]
 
     def session(self, session_id: str) -> Session | None:
         row = first_row(self._connection, _SESSION, [session_id])
