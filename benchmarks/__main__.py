@@ -20,7 +20,7 @@ ROUNDS = 3
 
 def main() -> int:
     wanted = sys.argv[1:]
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True)
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=Path.cwd()) as data_dir:
         runtime = greenroom.start(data_dir=data_dir)
         try:
@@ -28,7 +28,7 @@ def main() -> int:
         finally:
             runtime.shutdown()
     figures = [_median([each[index] for each in rounds]) for index in range(len(rounds[0]))]
-    Console().print(_table(figures))
+    Console(width=150).print(_table(figures))
     console.print(f"written to {save(figures, rounds)}")
     return 0 if all(figure.holds for figure in figures) else 1
 
@@ -49,14 +49,17 @@ def _round(runtime: greenroom.Runtime, wanted: list[str], console: Console, numb
             max_concurrent_runs=sessions.BATCH_SLOTS,
             max_queued_runs=10_000,
         ),
-        "appends": lambda: appends.through_the_store(runtime),
+        "packed": lambda: appends.through_the_store(runtime, encoded=True),
+        "appends": lambda: appends.through_the_store(runtime, encoded=False),
     }
     figures: list[Figure] = []
     for name, measure in measures.items():
         if wanted and name not in wanted:
             continue
         figure = measure()
-        console.print(f"round {number}: {figure.name}: {figure.value:,.2f} {figure.unit}, ratio {figure.ratio:.2f}")
+        console.print(
+            f"round {number}: {figure.name}: {figure.value:,.2f} {figure.unit}, ratio {figure.ratio:.2f} {figure.note}"
+        )
         figures.append(figure)
     ray.kill(pinger)
     return figures

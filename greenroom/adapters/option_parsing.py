@@ -1,9 +1,10 @@
 """Options from plain mappings: checked by pydantic, refused in Greenroom's own words."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError as PydanticError
 
@@ -46,13 +47,33 @@ def option_names(options_type: type[Any]) -> tuple[str, ...]:
 
 def _refuse_unknown_keys(options_type: type[Any], values: Mapping[str, Any], field: str) -> None:
     known = option_names(options_type)
-    for key in values:
+    for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(sorted(known))}."
             raise ValidationError(
                 f"{field}.{key} is not known; {hint}", details={"field": f"{field}.{key}", "nearest": near[:1]}
             )
+        nested = _nested_type(options_type, key)
+        if nested is not None:  # pydantic forbids extra keys at the top only
+            for where, inner in _mappings(value, f"{field}.{key}"):
+                _refuse_unknown_keys(nested, inner, where)
+
+
+@lru_cache(maxsize=256)
+def _nested_type(options_type: type[Any], name: str) -> type[Any] | None:
+    """The dataclass that the field is made of, alone or in a sequence."""
+    hint = get_type_hints(options_type).get(name)
+    return next((part for part in (hint, *get_args(hint)) if isinstance(part, type) and is_dataclass(part)), None)
+
+
+def _mappings(value: Any, field: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    items: list[tuple[str, Any]] = [(field, value)]
+    if isinstance(value, list | tuple):
+        items = [(f"{field}.{index}", item) for index, item in enumerate(cast("list[Any]", value))]
+    for where, item in items:
+        if isinstance(item, Mapping):
+            yield where, cast("Mapping[str, Any]", item)
 
 
 def _refusal(exc: PydanticError, field: str) -> ValidationError:

@@ -8,7 +8,7 @@ import pytest
 
 from greenroom.domain.errors import InvalidCursor, SessionNotFound, ValidationError, WriterFenced
 from greenroom.domain.event import Event, EventType, NewEvent
-from greenroom.domain.event_log import CommittedBatch, EventLog, EventQuery, Ownership
+from greenroom.domain.event_log import MAX_READ_LIMIT, CommittedBatch, EventLog, EventQuery, Ownership
 from greenroom.domain.run import RunStatus
 from greenroom.domain.session import SessionState
 
@@ -88,7 +88,8 @@ class Writer:
         self.log.record(self.session_id, self.ownership.epoch, events)
 
     async def read(self, *, wait_s: float = 0, **query: Any) -> list[Event]:
-        return await self.log.read(self.session_id, EventQuery(**{"limit": 10_000, **query}), wait_s=wait_s)
+        query.setdefault("limit", MAX_READ_LIMIT)
+        return await self.log.read(self.session_id, EventQuery(**query), wait_s=wait_s)
 
     async def texts(self, **query: Any) -> list[str]:
         return [found.data["content"] for found in await self.read(**query)]
@@ -188,9 +189,7 @@ class EventLogSuite:
         committed = await asyncio.gather(*answers)
         await _spin()
 
-        assert all(
-            heard >= one.first_seq + 1 for heard, one in zip(heard_when_answered, committed, strict=True)
-        )
+        assert all(heard >= one.first_seq + 1 for heard, one in zip(heard_when_answered, committed, strict=True))
         assert [found for batch in writer.heard for found in batch.events()] == await writer.read()
         assert [1, *(batch.last_seq + 1 for batch in writer.heard[:-1])] == [one.first_seq for one in writer.heard]
         assert all(batch.size > 0 for batch in writer.heard)

@@ -176,7 +176,9 @@ async def test_a_closed_store_leaves_its_file_to_other_processes(path: Path) -> 
 
     await store.close()
 
-    script = f"import duckdb; print(duckdb.connect({str(path)!r}).execute('SELECT count(*) FROM batches').fetchone()[0])"
+    script = (
+        f"import duckdb; print(duckdb.connect({str(path)!r}).execute('SELECT count(*) FROM batches').fetchone()[0])"
+    )
     other = await asyncio.create_subprocess_exec(
         sys.executable, "-c", script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -349,7 +351,9 @@ async def test_answers_that_overtake_each_other_are_taken_in_order(path: Path) -
     await asyncio.gather(*answers)
     await asyncio.sleep(0)
 
-    assert [*range(1, 101)] == answered == [one.first_seq + at for one in writer.heard for at in range(len(one.events()))]
+    assert (
+        [*range(1, 101)] == answered == [one.first_seq + at for one in writer.heard for at in range(len(one.events()))]
+    )
     assert [str(index) for index in range(100)] == await writer.texts()
     await client.aclose()
     await store.close()
@@ -387,6 +391,29 @@ async def test_a_socket_that_goes_away_and_comes_back_loses_nothing(path: Path, 
     await client.aclose()
     await server.close()
     await store.close()
+
+
+async def test_a_lane_that_is_lost_as_it_is_made_is_no_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    server = SocketLaneServer(tmp_path / SOCKET_NAME, lambda _frame, _reply: None)
+    await server.start()
+    connect = loop.create_unix_connection
+    broken: list[int] = []
+
+    async def connect_and_lose(*args: Any) -> Any:
+        transport, protocol = await connect(*args)
+        transport.abort()
+        await asyncio.sleep(0)
+        return transport, protocol
+
+    monkeypatch.setattr(loop, "create_unix_connection", connect_and_lose)
+
+    with pytest.raises(StorageConnectionFailed) as refused:
+        await SocketLane.connect(server.path, on_reply=lambda _: None, on_broken=lambda: broken.append(1))
+
+    assert refused.value.retryable
+    assert [] == broken
+    await server.close()
 
 
 async def test_a_socket_path_that_is_too_long_for_an_address_works(path: Path, tmp_path: Path) -> None:

@@ -26,24 +26,24 @@ new_events = st.builds(
     st.just({}),
     st.just(SCHEMA_VERSION),
 )
-logs = st.lists(new_events, max_size=25)
+logs = st.lists(new_events, max_size=25) | st.lists(new_events, min_size=15, max_size=25)
 cuts = st.lists(st.integers(1, 24), max_size=6)
 
 
 windows = st.builds(
     EventQuery,
-    after=st.integers(0, 28),
+    after=st.just(0) | st.integers(0, 28),
     before=st.none() | st.integers(1, 28),
     limit=st.integers(1, 5) | st.just(10_000),
 )
 filters = st.builds(
     EventQuery,
-    after=st.integers(0, 28),
+    after=st.just(0) | st.integers(0, 28),
     before=st.none() | st.integers(1, 28),
     limit=st.integers(1, 5) | st.just(10_000),
-    run_id=st.sampled_from([None, "run_a", "run_b", "run_c"]),
+    run_id=st.none() | st.sampled_from(["run_a", "run_b", "run_c"]),
     types=st.none() | st.frozensets(st.sampled_from(TYPES)),
-    since_us=st.none() | st.integers(0, 5),
+    since_us=st.none() | st.just(0) | st.integers(0, 5),
 )
 queries = windows | filters
 

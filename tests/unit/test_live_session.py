@@ -1296,6 +1296,24 @@ async def test_without_follow_a_subscription_ends_after_the_backlog(world: World
     assert [found[-1]] == await all_of(live, types=["message_streamed"], follow=False)
 
 
+async def test_without_follow_what_comes_meanwhile_is_not_given(
+    world: World, gates: Gates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_feed, "PAGE_EVENTS", 3)
+    live = await world.open(gates)
+    await world.submit(live, "a")
+    await taken(live, 1, types=["message_streamed"])
+    backlog = await world.events()
+    stream = subscribed(live, follow=False)
+    found = await anext(stream)
+
+    await live.submit_runs(["b", "c", "d"], None, [None] * 3, world.call())
+    async for events in stream:
+        found += events
+
+    assert backlog == found
+
+
 async def test_a_cursor_beyond_the_end_is_refused_with_the_end(world: World) -> None:
     live = await world.open()
 
