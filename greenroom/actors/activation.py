@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from ..adapters.option_parsing import require_json_safe
 from ..adapters.run_option_parsing import parse_run_options
 from ..domain.errors import GreenroomError, RunInterrupted, SessionNotFound
 from ..domain.event import Event, EventType, NewEvent
@@ -98,6 +99,7 @@ def _creation(
         "max_queued_runs": spec.max_queued_runs,
         "run_defaults": spec.run_defaults,
     }
+    require_json_safe(data, field="session")
     metadata = {} if idempotency_key is None else {"idempotency_key": idempotency_key}
     now = now_us()
     return [

@@ -7,9 +7,7 @@ session no extra commit.
 """
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -24,46 +22,37 @@ from ..domain.errors import (
     InvalidOperation,
     ProviderError,
     QueueFull,
-    RunNotFound,
     SessionDraining,
     SessionMoved,
     Timeout,
     ValidationError,
-    WriterFenced,
-    error_from_record,
 )
-from ..domain.event import RECORD_TYPES, Event, EventType, NewEvent
+from ..domain.event import Event, EventType, NewEvent
 from ..domain.event_log import Committed, EventLog, EventQuery, SessionRecords, parse_types
 from ..domain.identifiers import IdFactory
-from ..domain.json_values import check_json_safe
 from ..domain.provider import ProviderEvent, ProviderOutcome, ProviderRequest
 from ..domain.recovery import Recovery
 from ..domain.run import RunResult
 from ..domain.run_input import Message, parse_input
 from ..domain.run_options import Busy, RunOptions, given_options
-from ..domain.run_outcome import outcome_of
 from ..domain.run_queue import RunQueue
 from ..domain.session import Session, SessionStatus, next_session_status
 from ..domain.tool import Toolbox, ToolOutcome
+from .answered_calls import AnsweredCalls
 from .event_feed import PAGE_EVENTS, EventFeed
+from .event_following import follow_events
 from .live_run import LiveRun, error_of, result_of
+from .provider_attempt import completed_data, consume, storable_error
 from .provider_set import ProviderSet
+from .run_outcomes import Outcome, RunOutcomes
 
 _log = get_logger(__name__)
-
-MAX_KEPT_OUTCOMES = 1_000
-"""Ended runs whose outcome is kept in memory; later awaits read it from the store."""
 
 MAX_KEPT_CALLS = 10_000
 """Newest mutating calls whose answer is repeated when they come again."""
 
-MAX_WAITERS = 10_000
-"""Awaits that may wait at once; one more is refused with queue_full."""
-
 MAX_SUBSCRIBERS = 1_000
 """Subscriptions at once; one more is refused with queue_full."""
-
-Outcome = RunResult | GreenroomError
 
 
 class LiveSession:
@@ -99,14 +88,14 @@ class LiveSession:
         self._loop = asyncio.get_running_loop()
         self._runs: dict[str, LiveRun] = {}
         self._run_count = 0
-        self._outcomes: OrderedDict[str, Outcome] = OrderedDict()
-        self._calls: OrderedDict[str, Any] = OrderedDict()
-        self._keys: OrderedDict[str, str] = OrderedDict()
+        self._outcomes = RunOutcomes(session.id, log)
+        self._submits: AnsweredCalls[list[str]] = AnsweredCalls(MAX_KEPT_CALLS)
+        self._keys: AnsweredCalls[str] = AnsweredCalls(MAX_KEPT_CALLS)
+        self._end_call: str | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
         self._closed = False
         self._end_seq: int | None = None
-        self._waiting = 0
         self._subscribers = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -117,13 +106,12 @@ class LiveSession:
         """Keep what earlier owners answered, so that a call that comes again gets the same."""
         self._run_count = records.run_count
         for call_id, run_id in records.recent_calls:
-            run_ids: list[str] = self._calls.setdefault(call_id, [])
-            run_ids.append(run_id)
+            self._submits.keep(call_id, [*(self._submits.get(call_id) or ()), run_id])
 
     def remember_end(self, last: Event) -> None:
         """The session has ended with this event."""
         self._end_seq = last.seq
-        self._remember(self._calls, last.metadata.get("call_id", ""), None, MAX_KEPT_CALLS)
+        self._end_call = last.metadata.get("call_id")
 
     async def adopt(self, plans: Sequence[tuple[LiveRun, Recovery, GreenroomError | None]]) -> None:
         """Carry out what was decided for the open runs, in the order of the queue; durable when it returns."""
@@ -163,16 +151,16 @@ class LiveSession:
     ) -> list[str]:
         """Queue runs, all or none; returns their ids once they are durable."""
         known: dict[str, str] = {}
-        if call_id not in self._calls:
+        if call_id not in self._submits:
             for key in idempotency_keys:
                 stored = await self._find_key(key)
                 if key is not None and stored is not None:
                     known[key] = stored
         # Nothing waits from here to the append: what came in during the lookups is seen.
-        run_ids: list[str] | None = self._calls.get(call_id)
+        run_ids = self._submits.get(call_id)
         if run_ids is None:
             run_ids = self._take(inputs, options, idempotency_keys, known, call_id)
-            self._remember(self._calls, call_id, run_ids, MAX_KEPT_CALLS)
+            self._submits.keep(call_id, run_ids)
         return await self._queued(run_ids)
 
     def _take(
@@ -184,7 +172,7 @@ class LiveSession:
         call_id: str,
     ) -> list[str]:
         """Queue what has no key or a new one; the run ids of all, a key that comes twice among them once."""
-        known |= {key: self._keys[key] for key in keys if key in self._keys}
+        known |= {key: self._keys[key] for key in keys if key is not None and key in self._keys}
         wanted: dict[str | int, int] = {}  # a key, or the place of what has none, and where its input is
         for index, key in enumerate(keys):
             if key not in known:
@@ -207,7 +195,7 @@ class LiveSession:
         if key not in self._keys:
             stored = await self._log.find_run_by_key(self.session_id, key)
             if stored is not None:
-                self._remember(self._keys, key, stored, MAX_KEPT_CALLS)
+                self._keys.keep(key, stored)
         return self._keys.get(key)
 
     def _admit(self, inputs: Sequence[object], options: object) -> list[LiveRun]:
@@ -262,7 +250,7 @@ class LiveSession:
                 for message in run.messages
             ]
             if key is not None:
-                self._remember(self._keys, key, run.run_id, MAX_KEPT_CALLS)
+                self._keys.keep(key, run.run_id)
         self._run_count += len(runs)
         self.queue.enqueue(run.run_id for run in runs)
         self._idle.clear()
@@ -370,49 +358,23 @@ class LiveSession:
             options=self.providers.options(run.provider, run.options.provider_options),
             tools=self._tools,
         )
-        outcome: ProviderOutcome | None = None
-        async with aclosing(provider.execute(request)) as stream:
-            async for item in stream:
-                if run.ended:  # it did not heed its cancellation
-                    break
-                if isinstance(item, ProviderOutcome):
-                    outcome = item
-                    continue
-                self._record(run, item)
-                await self._log.room()
-        if outcome is None:
-            raise ProviderError(f"Provider {run.provider!r} ended its stream without an outcome.")
-        return outcome
+        return await consume(provider, request, run, record=partial(self._record, run), room=self._log.room)
 
     def _record(self, run: LiveRun, event: ProviderEvent) -> None:
-        if event.type in RECORD_TYPES:
-            raise ProviderError(f"Provider {run.provider!r} gave {event.type}, which only the session may.")
         new = self._event(event.type, run, event.data, metadata=event.metadata, at_us=event.timestamp_us)
         self._log.record(self.session_id, self.epoch, (new,))
         run.observe(event)  # after: what cannot be stored must not come back in the run's last events
 
     def _complete(self, run: LiveRun, outcome: ProviderOutcome) -> None:
-        output: dict[str, Any] = {"content": outcome.content}
-        if outcome.structured is not None:
-            output["structured"] = outcome.structured
-        data = {
-            "output": output,
-            "token_usage": outcome.token_usage.to_dict(),
-            "cost_usd": outcome.cost_usd,
-            "stop_reason": outcome.stop_reason,
-            "turn_count": outcome.turn_count,
-            "model": outcome.model or run.options.model,
-        }
         try:
-            check_json_safe(data)
-            check_json_safe(outcome.metadata)
-        except ValueError as exc:
-            self._fail(run, ProviderError(f"Provider {run.provider!r} gave an outcome that is not JSON-safe: {exc}."))
+            data = completed_data(run, outcome)
+        except ProviderError as exc:
+            self._fail(run, exc)
         else:
             self._end(run, EventType.RUN_COMPLETED, data, metadata=outcome.metadata)
 
     def _fail(self, run: LiveRun, raised: GreenroomError) -> None:
-        error = _storable(raised)
+        error = storable_error(raised)
         data = run.stopped_data(error=error.to_record(), error_code=error.code, error_message=error.message)
         self._end(run, EventType.RUN_FAILED, data, error=error)
 
@@ -481,22 +443,10 @@ class LiveSession:
             outcome: Outcome = result_of(run, data, ended_at_us=ended_at_us, last_seq=last_seq)
         else:
             outcome = error_of(run, event_type, data, error, last_seq=last_seq)
-        self._remember(self._outcomes, run.run_id, outcome, MAX_KEPT_OUTCOMES)
         del self._runs[run.run_id]
-        for waiter in run.waiters:
-            if waiter.done():
-                continue
-            if isinstance(outcome, RunResult):
-                waiter.set_result(outcome)
-            else:
-                waiter.set_exception(outcome)
+        self._outcomes.settle(run, outcome)
         if not self._runs:
             self._idle.set()
-
-    def _remember(self, kept: "OrderedDict[str, Any]", key: str, value: object, bound: int) -> None:
-        kept[key] = value
-        if len(kept) > bound:
-            kept.popitem(last=False)
 
     # Waiting for runs
 
@@ -509,72 +459,26 @@ class LiveSession:
             if isinstance(outcome, GreenroomError):
                 raise outcome.with_traceback(None)  # it is kept: every await would add to its traceback
             return outcome
-        waiter = self._add_waiter(run)
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await waiter
-        except TimeoutError:
-            raise Timeout(
-                f"Run {run_id} has not ended within {timeout_s} s; it goes on.", details={"run_id": run_id}
-            ) from None
-        finally:
-            self._drop_waiter(run, waiter)
-
-    def _add_waiter(self, run: LiveRun) -> "asyncio.Future[RunResult]":
-        if self._waiting >= MAX_WAITERS:
-            raise QueueFull(f"{self._waiting} calls wait for runs already; try again.")
-        waiter: asyncio.Future[RunResult] = self._loop.create_future()
-        run.waiters.append(waiter)
-        self._waiting += 1
-        return waiter
-
-    def _drop_waiter(self, run: LiveRun, waiter: "asyncio.Future[RunResult]") -> None:
-        self._waiting -= 1
-        if not waiter.done() or waiter.cancelled():
-            run.waiters.remove(waiter)
-        else:
-            waiter.exception()  # seen, though whoever waited may be gone
+        return await self._outcomes.wait_for(run, timeout_s)
 
     async def _outcome(self, run_id: str) -> Outcome:
         self._check_here()
-        outcome = self._outcomes.get(run_id)
-        if outcome is not None:
-            return outcome
-        record = await self._log.find_run(run_id)
-        if record is None or record.session_id != self.session_id:
-            raise RunNotFound(
-                f"Session {self.session_id} has no run {run_id}.",
-                details={"session_id": self.session_id, "run_id": run_id},
-            )
-        if not record.status.is_terminal:  # it is open in the log and not here: another process has taken over
+        outcome = await self._outcomes.of_ended(run_id)
+        if outcome is None:  # it is open in the log and not here: another process has taken over
             self.close()
             self._on_lost()
             raise SessionMoved(details={"session_id": self.session_id})
-        return outcome_of(record)
+        return outcome
 
     async def await_runs(self, run_ids: Sequence[str], timeout_s: float | None = None) -> list[Outcome]:
         """The outcomes of many runs, in the order of the ids, errors in place of results."""
         self._check_here()
-        for run_id in run_ids:
-            if run_id not in self._runs:
-                await self._outcome(run_id)  # run_not_found at once
-        pending = [self._runs[run_id] for run_id in dict.fromkeys(run_ids) if run_id in self._runs]
-        if pending:
-            await self._await_all(pending, timeout_s)
-        return [self._outcomes.get(run_id) or await self._outcome(run_id) for run_id in run_ids]
-
-    async def _await_all(self, runs: Sequence[LiveRun], timeout_s: float | None) -> None:
-        waiting: list[tuple[LiveRun, asyncio.Future[RunResult]]] = []
-        try:
-            for run in runs:
-                waiting.append((run, self._add_waiter(run)))  # noqa: PERF401  those added before a refusal are dropped
-            _, left = await asyncio.wait([waiter for _, waiter in waiting], timeout=timeout_s)
-        finally:
-            for run, waiter in waiting:
-                self._drop_waiter(run, waiter)
-        self._check_here()
-        if left:
-            raise Timeout(f"{len(left)} of {len(runs)} runs have not ended; they go on.", details={"left": len(left)})
+        live = {run_id: self._runs[run_id] for run_id in run_ids if run_id in self._runs}
+        outcomes = {run_id: await self._outcome(run_id) for run_id in run_ids if run_id not in live}
+        if live:
+            outcomes |= await self._outcomes.wait_for_all(list(live.values()), timeout_s)
+            self._check_here()
+        return [outcomes[run_id] for run_id in run_ids]
 
     # Stopping runs
 
@@ -593,7 +497,8 @@ class LiveSession:
         if run is None:
             return await self._was_ended_by(run_id, call_id)
         if run.ended:
-            await self._await_all([run], None)
+            await self._outcomes.wait_for_all([run], None)
+            self._check_here()
             return await self._was_ended_by(run_id, call_id)
         committed = self._end(
             run,
@@ -630,7 +535,7 @@ class LiveSession:
 
     async def complete(self, call_id: str) -> None:
         """End the session. InvalidOperation while runs are open."""
-        if self._runs and call_id not in self._calls:
+        if self._runs and call_id != self._end_call:
             raise InvalidOperation(
                 f"{len(self._runs)} runs have not ended; drain the session first, or cancel it.",
                 details={"left": len(self._runs)},
@@ -647,7 +552,7 @@ class LiveSession:
 
     async def _end_session(self, event_type: EventType, data: dict[str, Any], call_id: str) -> None:
         self._check_here()
-        if call_id in self._calls:
+        if call_id == self._end_call:
             return
         require_json_safe(data, field="error")
         status = next_session_status(self.status, event_type)
@@ -660,7 +565,7 @@ class LiveSession:
             events += self._end_events(run, EventType.RUN_CANCELLED, stopped)
             ends.append((run, stopped, events[-1].timestamp_us, len(events) - 1))
         events.append(self._event(event_type, None, data, metadata={"call_id": call_id}))
-        self._remember(self._calls, call_id, None, MAX_KEPT_CALLS)
+        self._end_call = call_id
         committed = self._append(events)
         for run, stopped, ended_at_us, offset in ends:
             committed.add_done_callback(
@@ -707,38 +612,15 @@ class LiveSession:
             raise QueueFull(f"The session has {self._subscribers} subscribers already.")
         self._subscribers += 1
         try:
-            async for events in self._follow(query, follow):
+            stop_at = self.feed.last_seq
+
+            async def end_seq() -> int | None:
+                return await self._last_seq_of(run_id) if follow else stop_at
+
+            async for events in follow_events(self.session_id, query, feed=self.feed, log=self._log, end_seq=end_seq):
                 yield events
         finally:
             self._subscribers -= 1
-
-    async def _follow(self, query: EventQuery, follow: bool) -> AsyncGenerator[list[Event]]:
-        cursor = query.after
-        stop_at = None if follow else self.feed.last_seq
-        while True:
-            end_seq = stop_at if stop_at is not None else await self._last_seq_of(query.run_id)
-            if end_seq is not None and cursor >= end_seq:
-                return
-            if cursor >= self.feed.last_seq:
-                await self.feed.wait(cursor)
-                continue
-            page = self.feed.page(cursor)
-            if page is None:
-                found, cursor = await self._page_from_store(query, cursor)
-            else:
-                cursor = page[-1].seq
-                found = [event for event in page if query.matches(event)] if query.is_filtered else page
-            if end_seq is not None:
-                found = [event for event in found if event.seq <= end_seq]
-            if found:
-                yield found
-
-    async def _page_from_store(self, query: EventQuery, cursor: int) -> tuple[list[Event], int]:
-        """Matching events past the cursor, and the cursor after them."""
-        end = self.feed.last_seq
-        page = EventQuery(after=cursor, before=end + 1, limit=query.limit, run_id=query.run_id, types=query.types)
-        found = await self._log.read(self.session_id, page)
-        return found, found[-1].seq if len(found) == query.limit else end
 
     async def _last_seq_of(self, run_id: str | None) -> int | None:
         """The seq after which nothing more comes; None while that is open."""
@@ -775,18 +657,6 @@ class LiveSession:
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self.providers.aclose()
-
-
-def _storable(raised: GreenroomError) -> GreenroomError:
-    """The error of a provider as an event can keep it, and as whoever awaits the run gets it."""
-    if isinstance(raised, SessionMoved | WriterFenced):  # from here these mean something else
-        return ProviderError(raised.message, details={"code": raised.code})
-    record = raised.to_record()
-    try:
-        check_json_safe(record)
-    except ValueError:
-        record = {"code": raised.code, "message": str(raised.message).encode(errors="replace").decode()}
-    return error_from_record(record)
 
 
 def _ending_of(run: LiveRun, fate: Recovery, error: GreenroomError | None) -> tuple[EventType, dict[str, Any]]:

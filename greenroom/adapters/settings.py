@@ -68,7 +68,7 @@ class Settings(BaseSettings):
 def load_settings(config: Mapping[str, Any] | Settings | None, overrides: Mapping[str, Any]) -> Settings:
     """The settings from all sources. ValidationError names the key, and the nearest right one if it is unknown."""
     if isinstance(config, Settings):
-        config = config.model_dump(exclude_defaults=True)
+        config = config.model_dump(exclude_unset=True)
     given = {**(config or {}), **overrides}
     if isinstance(given.get("data_dir"), Path):
         given["data_dir"] = str(given["data_dir"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors import event_feed, live_session
+from greenroom.actors import event_feed, live_session, run_outcomes
 from greenroom.actors.live_session import LiveSession
 from greenroom.adapters.memory_event_log import MemoryEventLog
 from greenroom.domain.errors import (
@@ -197,7 +197,7 @@ async def test_awaiting_a_failed_run_again_does_not_grow_its_error(world: World)
 
 
 async def test_a_result_no_longer_in_memory_comes_from_the_log(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_session, "MAX_KEPT_OUTCOMES", 1)
+    monkeypatch.setattr(run_outcomes, "MAX_KEPT_OUTCOMES", 1)
     live = await world.open()
     run_ids = await world.submit(live, "a", "b", "c")
     expected = [await live.await_run(run_id) for run_id in run_ids]
@@ -235,7 +235,7 @@ async def test_outcomes_of_many_come_in_the_order_asked_for_with_errors_in_place
 async def test_one_wait_too_many_is_refused_and_the_session_goes_on(
     world: World, gates: Gates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live_session, "MAX_WAITERS", 1)
+    monkeypatch.setattr(run_outcomes, "MAX_WAITERS", 1)
     live = await world.open(gates)
     run_ids = await world.submit(live, "a", "b")
 
@@ -250,7 +250,7 @@ async def test_one_wait_too_many_is_refused_and_the_session_goes_on(
 async def test_waits_that_were_given_up_are_forgotten(
     world: World, gates: Gates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live_session, "MAX_WAITERS", 2)
+    monkeypatch.setattr(run_outcomes, "MAX_WAITERS", 2)
     live = await world.open(gates)
     run_ids = await world.submit(live, "a", "b")
 

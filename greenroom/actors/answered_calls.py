@@ -1,0 +1,29 @@
+"""What a session has answered: so that a call or a key that comes again gets the first answer."""
+
+from collections import OrderedDict
+from typing import Generic, TypeVar
+
+AnswerT = TypeVar("AnswerT")
+
+
+class AnsweredCalls(Generic[AnswerT]):
+    """The newest answers by call id or idempotency key; the oldest is forgotten when there are too many."""
+
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
+        self._answers: OrderedDict[str, AnswerT] = OrderedDict()
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._answers
+
+    def __getitem__(self, key: str) -> AnswerT:
+        return self._answers[key]
+
+    def get(self, key: str) -> AnswerT | None:
+        return self._answers.get(key)
+
+    def keep(self, key: str, answer: AnswerT) -> None:
+        """Remember the answer."""
+        self._answers[key] = answer
+        if len(self._answers) > self._bound:
+            self._answers.popitem(last=False)
