@@ -14,7 +14,7 @@ from .measuring import Figure, median_ms, pipelined_calls_per_s, seconds
 ROUND_TRIPS = 300
 SESSIONS, RUNS_PER_SESSION = 50, 20
 BATCH_SESSIONS, BATCH_RUNS = 10, 500
-BATCH_SLOTS = 16
+BATCH_SLOTS = 64
 SUBSCRIBED_EVENTS = 300
 
 FOUR_EVENTS = {"provider_options": {"chunks": 2}}

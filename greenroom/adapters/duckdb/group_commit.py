@@ -27,8 +27,11 @@ MAX_GROUP_BYTES = 8 * 1024 * 1024
 MAX_HEADS = 100_000
 """Ends of logs that are kept in memory; the least recently written is read from the file again when needed."""
 
-IDLE_S = 0.02
-"""How long nothing must arrive before the writer turns to projections and checkpoints."""
+IDLE_S = 0.25
+"""How long nothing must arrive before the writer turns to projections and checkpoints: not in the middle of a burst."""
+
+MAX_BEHIND = 50_000
+"""Batches that the projections may lag behind; past that, each commit is followed by a step of theirs."""
 
 CHECKPOINT_WAL_BYTES = 32 * 1024 * 1024
 _SWITCH_INTERVAL_S = 0.0005  # at the default of 5 ms a commit waits that long for the loop to give up the GIL
@@ -151,6 +154,8 @@ class GroupCommitThread:
             for job in group:
                 if isinstance(job, _Job):
                     self._run_job(job)
+            if self._database.newest_batch - self._tables.watermark > MAX_BEHIND:
+                self._tables.step()
             if None in group:
                 return
 
