@@ -43,8 +43,8 @@ class SessionServer:
 
     def __init__(self, name: str, store: Any, directory: Any, settings: Mapping[str, Any]) -> None:
         log_to_stderr()
-        # What is there by now stays: the collector need not look at it again and again. With its default thresholds
-        # it took a tenth of the CPU of a busy session.
+        # What is there by now stays: the collector need not look at it again and again. A scripted run took 203 us of
+        # CPU with the default thresholds and 186 with these (medians of four, noisy machine).
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
         self._name = name
