@@ -7,6 +7,7 @@ session no extra commit.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -51,6 +52,9 @@ _log = get_logger(__name__)
 MAX_KEPT_CALLS = 10_000
 """Newest mutating calls whose answer is repeated when they come again."""
 
+MAX_KEPT_OPTIONS = 64
+"""Different run options that are kept parsed."""
+
 MAX_SUBSCRIBERS = 1_000
 """Subscriptions at once; one more is refused with queue_full."""
 
@@ -91,6 +95,7 @@ class LiveSession:
         self._outcomes = RunOutcomes(session.id, log)
         self._submits: AnsweredCalls[list[str]] = AnsweredCalls(MAX_KEPT_CALLS)
         self._keys: AnsweredCalls[str] = AnsweredCalls(MAX_KEPT_CALLS)
+        self._options: AnsweredCalls[RunOptions] = AnsweredCalls(MAX_KEPT_OPTIONS)
         self._end_call: str | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -201,7 +206,7 @@ class LiveSession:
     def _admit(self, inputs: Sequence[object], options: object) -> list[LiveRun]:
         """Everything that can refuse a submit; changes nothing."""
         self._refuse_unless_open()
-        parsed = parse_run_options(self.session.run_defaults, options)  # pyright: ignore[reportArgumentType]  checked there
+        parsed = self._parsed_options(options)
         provider = parsed.provider or self.session.provider
         self.providers.check(provider, parsed.provider_options, field="options.provider_options")
         messages = [parse_input(given, max_bytes=self._max_input_bytes) for given in inputs]
@@ -212,6 +217,18 @@ class LiveSession:
             )
         self.queue.admit(len(messages))
         return [self._new_run(message, parsed, provider, index) for index, message in enumerate(messages, start=1)]
+
+    def _parsed_options(self, given: object) -> RunOptions:
+        """The run's options; the same object for the same options, since parsing them costs as much as a short run."""
+        try:
+            key = json.dumps(given, sort_keys=True)
+        except (TypeError, ValueError, RecursionError):  # a RunOptions, or what parsing will refuse
+            return parse_run_options(self.session.run_defaults, given)  # pyright: ignore[reportArgumentType]  checked there
+        parsed = self._options.get(key)
+        if parsed is None:
+            parsed = parse_run_options(self.session.run_defaults, given)  # pyright: ignore[reportArgumentType]  checked there
+            self._options.keep(key, parsed)
+        return parsed
 
     def _refuse_unless_open(self) -> None:
         self._check_here()

@@ -8,6 +8,9 @@ from ..adapters.providers.registry import BUILT_IN_DECLARATIONS, provider_class
 from ..domain.errors import ValidationError
 from ..domain.provider import Provider, ProviderDeclaration
 
+MAX_MERGED = 256
+"""Different options of runs that are kept merged with the declared ones."""
+
 
 class ProviderSet:
     """Providers of one session, by name."""
@@ -15,6 +18,8 @@ class ProviderSet:
     def __init__(self, declarations: Mapping[str, ProviderDeclaration]) -> None:
         self._declarations = {**BUILT_IN_DECLARATIONS, **declarations}
         self._instances: dict[str, Provider] = {}
+        # Provider and identity of a run's options -> those options (so that the identity stays theirs), and the merged.
+        self._merged: dict[tuple[str, int], tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
 
     def declare(self, declarations: Mapping[str, ProviderDeclaration]) -> None:
         """Take over new declarations; a provider that changed is made anew for the runs that start from now on."""
@@ -22,12 +27,17 @@ class ProviderSet:
             if self._declarations.get(name) != declared:
                 self._declarations[name] = declared
                 self._instances.pop(name, None)
+                self._merged.clear()
 
     def check(self, name: str, options: Mapping[str, Any], *, field: str) -> None:
         """Raise ValidationError unless there is such a provider and it takes these options."""
         declared = self._declared(name)
-        if options:
-            provider_class(declared.kind).check_options({**declared.options, **options}, field=field)
+        if options and (name, id(options)) not in self._merged:
+            merged = {**declared.options, **options}
+            provider_class(declared.kind).check_options(merged, field=field)
+            self._merged[name, id(options)] = (options, merged)
+            if len(self._merged) > MAX_MERGED:
+                del self._merged[next(iter(self._merged))]
 
     def get(self, name: str) -> Provider:
         """The provider, made now if this is its first use."""
@@ -37,9 +47,12 @@ class ProviderSet:
         return provider
 
     def options(self, name: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A run's options over the declared ones; the declared mapping itself when the run has none."""
+        """A run's options over the declared ones: the same mapping for the same options, so that it is parsed once."""
         declared = self._declared(name).options
-        return {**declared, **options} if options else declared
+        if not options:
+            return declared
+        kept = self._merged.get((name, id(options)))
+        return kept[1] if kept is not None else {**declared, **options}
 
     async def aclose(self) -> None:
         """Release all that were made."""
