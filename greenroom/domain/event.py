@@ -196,7 +196,3 @@ def mask_of(types: "set[EventType] | frozenset[EventType]") -> int:
     for event_type in types:
         mask |= TYPE_BITS[event_type]
     return mask
-
-
-RECORD_MASK = mask_of(RECORD_TYPES)
-"""The bits of all types that change a record."""
