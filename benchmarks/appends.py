@@ -109,11 +109,12 @@ def through_the_store(runtime: Runtime, *, encoded: bool) -> Figure:
 
 def raw_appender_events_per_s(*, encoded: bool, group: int) -> float:
     """DuckDB's appender on a table of its own: a row a batch, a flush per group of as many as the store had."""
-    from greenroom.adapters.duckdb.event_database import EventDatabase
+    from greenroom.adapters.duckdb.log_file import LogFile
+    from greenroom.adapters.duckdb.log_rows import header_of, pack_row
 
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".bench-") as folder:
-        database = EventDatabase(str(Path(folder) / "raw.duckdb"))
-        head, events = database.new_head(), sample_batch()
+        log = LogFile.create(Path(folder) / "raw.duckdb", 1)
+        events = sample_batch()
         encoder = _Encoded(events) if encoded else BatchEncoder()
         groups = WRITERS * BATCHES_PER_WRITER // group
 
@@ -123,10 +124,10 @@ def raw_appender_events_per_s(*, encoded: bool, group: int) -> float:
                 for _ in range(group):
                     batch = encoder.encode(events)
                     number += 1
-                    database.append_batch(head, number, head.last_seq + 1, now_us(), batch)
-                    head.advance(batch_number=number, count=batch.event_count, recorded_at_us=0)
-                database.flush(grants=False, batches=True)
+                    header = header_of(number, 1, number, number * BATCH, now_us(), batch)
+                    log.append_batch(1, header, pack_row(header, batch.payload), b"", b"")
+                log.flush(grants=False, batches=True)
 
         taken_s = seconds(append_all)
-        database.close()
+        log.close()
     return groups * group * BATCH / taken_s

@@ -11,12 +11,16 @@ import ray
 
 from ..adapters.event_codec import Slab
 from ..adapters.logs import get_logger, log_to_stderr
+from ..adapters.settings import MEMORY_DATA_DIR
 from ..adapters.socket_lane import SOCKET_NAME, SocketLaneServer
 from ..domain.event_log import EventQuery, Ownership, SessionRecords
 from ..domain.run import Run
 from ..domain.session import Session
 
 _log = get_logger(__name__)
+
+FOLDER_NAME = "store"
+"""Where in the data_dir the store's files are."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -32,13 +36,13 @@ class EventStore:
     def __init__(self, data_dir: str) -> None:
         log_to_stderr()
         # Here, not at the top: whoever starts this actor must not pay for DuckDB (23 MB, and its chatter at exit).
-        from ..adapters.duckdb.event_store import FILE_NAME, MEMORY_PATH, DuckDBEventStore  # noqa: PLC0415
+        from ..adapters.duckdb.event_store import DuckDBEventStore  # noqa: PLC0415
 
         os.umask(0o077)  # the log is for this user's eyes, whatever the data_dir allows
-        memory = data_dir == MEMORY_PATH
+        memory = data_dir == MEMORY_DATA_DIR
         self._scratch = tempfile.TemporaryDirectory(prefix="greenroom-") if memory else None
         folder = Path(self._scratch.name if self._scratch else data_dir)
-        self._store = DuckDBEventStore(MEMORY_PATH if memory else str(folder / FILE_NAME), on_fatal=_end_process)
+        self._store = DuckDBEventStore(folder / FOLDER_NAME, on_fatal=_end_process)
         self._socket = SocketLaneServer(folder / SOCKET_NAME, self._store.submit)
         self._opening = asyncio.get_running_loop().create_task(self._open(), name="greenroom-open-store")
 
@@ -108,12 +112,6 @@ class EventStore:
     async def tools(self, session_id: str) -> bytes | None:
         return await self._when_open(self._store.tools, session_id)
 
-    async def save_setting(self, name: str, value: str) -> None:
-        await self._when_open(self._store.save_setting, name, value)
-
-    async def setting(self, name: str) -> str | None:
-        return await self._when_open(self._store.setting, name)
-
     async def counts(self) -> dict[str, int]:
         return await self._when_open(self._store.counts)
 
@@ -122,6 +120,8 @@ class EventStore:
         await asyncio.shield(self._opening)
         await self._socket.close()
         await self._store.close()
+        if self._scratch is not None:
+            await asyncio.to_thread(self._scratch.cleanup)
 
 
 def _end_process(exc: Exception) -> None:

@@ -45,6 +45,8 @@ class LogHead:
     last_seq: int = 0
     last_batch: int = 0
     """Number of the newest batch of this epoch; each epoch counts 1, 2, 3 ..."""
+    digest: bytes = b""
+    """Of the chain up to last_seq."""
     answers: "OrderedDict[int, tuple[int, int]]" = field(default_factory=OrderedDict[int, tuple[int, int]])
 
     def judge(self, *, epoch: int, batch_number: int) -> Verdict:
@@ -58,8 +60,9 @@ class LogHead:
             return Repeated(*answer)
         return OutOfOrder(self.last_batch + 1)
 
-    def advance(self, *, batch_number: int, count: int, recorded_at_us: int) -> None:
+    def advance(self, *, batch_number: int, count: int, recorded_at_us: int, digest: bytes) -> None:
         """The batch that `judge` placed has been taken into the group that commits next."""
+        self.digest = digest
         self.answers[batch_number] = (self.last_seq + 1, recorded_at_us)
         if len(self.answers) > REMEMBERED_BATCHES:
             self.answers.popitem(last=False)

@@ -1,7 +1,6 @@
 """What only the DuckDB store can get wrong: reopening, frames that come twice or out of order, and damaged files."""
 
 import asyncio
-import contextlib
 import random
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 
 from greenroom.adapters.append_frames import (
@@ -23,12 +21,13 @@ from greenroom.adapters.append_frames import (
 )
 from greenroom.adapters.direct_lane import DirectStore
 from greenroom.adapters.duckdb import event_store, group_commit
-from greenroom.adapters.duckdb.event_database import FILE_VERSION, EventDatabase
-from greenroom.adapters.duckdb.event_store import FILE_NAME, DuckDBEventStore
+from greenroom.adapters.duckdb.event_store import DuckDBEventStore
+from greenroom.adapters.duckdb.manifest import LAYOUT_VERSION, read_manifest, write_manifest
+from greenroom.adapters.duckdb.store_folder import StoreFolder
 from greenroom.adapters.event_codec import BatchEncoder, decode_slab
 from greenroom.adapters.event_log_client import EventLogClient, Lane
 from greenroom.adapters.socket_lane import SOCKET_NAME, SocketLane, SocketLaneServer
-from greenroom.domain.errors import InvalidFormat, StorageConnectionFailed, StorageError, WriterFenced
+from greenroom.domain.errors import InvalidFormat, StorageConnectionFailed, WriterFenced
 from greenroom.domain.event import Event, EventType, NewEvent
 from greenroom.domain.event_log import EventQuery, Ownership
 from greenroom.domain.record_projection import fold_run, fold_session
@@ -46,7 +45,7 @@ def fail(exc: Exception) -> None:
 
 @asynccontextmanager
 async def opened(path: Path) -> AsyncGenerator[DirectStore]:
-    store = DirectStore(str(path), on_fatal=fail)
+    store = DirectStore(path, on_fatal=fail)
     await store.open()
     try:
         yield store
@@ -56,7 +55,7 @@ async def opened(path: Path) -> AsyncGenerator[DirectStore]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / FILE_NAME
+    return tmp_path / "store"
 
 
 def frame(*entries: tuple[str, int, int, list[NewEvent]], number: int = 1) -> bytes:
@@ -88,14 +87,13 @@ async def test_everything_is_there_when_the_file_is_opened_again(path: Path) -> 
         await other.append(event("b"))
         expected = (await events_of(store), await events_of(store, "ses_2"), await store.load("ses_1"))
         await store.save_tools("ses_1", b"tools")
-        await store.save_setting("name", "value")
         await client.aclose()
 
     async with opened(path) as store:
         assert expected == (await events_of(store), await events_of(store, "ses_2"), await store.load("ses_1"))
         assert "run_1" == await store.find_run_by_key("ses_1", "k")
         assert "ses_1" == await store.find_session_by_key("s")
-        assert (b"tools", "value") == (await store.tools("ses_1"), await store.setting("name"))
+        assert b"tools" == await store.tools("ses_1")
         assert Ownership(epoch=2, last_seq=4) == await store.grant("ses_1", "owner")
         assert {"sessions": 1, "runs": 1, "events": 5} == {
             name: count for name, count in (await store.counts()).items() if name != "bytes"
@@ -146,11 +144,11 @@ async def test_an_epoch_fenced_before_reopening_stays_fenced(path: Path) -> None
 
 async def test_what_was_stored_survives_the_death_of_the_process(path: Path) -> None:
     script = f"""
-import asyncio, os
+import asyncio, os, pathlib
 from greenroom.adapters.direct_lane import DirectStore
 from tests.conformance.test_duckdb_event_store import answers_of, event
 async def main():
-    store = DirectStore({str(path)!r}, on_fatal=lambda exc: os._exit(1))
+    store = DirectStore(pathlib.Path({str(path)!r}), on_fatal=lambda exc: os._exit(1))
     await store.open()
     await store.grant("ses_1", "owner")
     for number in range(1, 51):
@@ -168,7 +166,7 @@ asyncio.run(main())
 
 
 async def test_a_closed_store_leaves_its_file_to_other_processes(path: Path) -> None:
-    store = DirectStore(str(path), on_fatal=fail)
+    store = DirectStore(path, on_fatal=fail)
     await store.open()
     await store.grant("ses_1", "owner")
     await answers_of(store, ("ses_1", 1, 1, [event("a")]))
@@ -177,7 +175,8 @@ async def test_a_closed_store_leaves_its_file_to_other_processes(path: Path) -> 
     await store.close()
 
     script = (
-        f"import duckdb; print(duckdb.connect({str(path)!r}).execute('SELECT count(*) FROM batches').fetchone()[0])"
+        f"import duckdb; connection = duckdb.connect({str(path / 'log-000001.duckdb')!r});"
+        "print(connection.execute('SELECT count(*) FROM batches').fetchone()[0])"
     )
     other = await asyncio.create_subprocess_exec(
         sys.executable, "-c", script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -230,14 +229,14 @@ async def test_heads_that_are_dropped_from_memory_are_read_from_the_file_again(
                 (answer,) = await answers_of(store, (name, 1, number, [event(), event()]))
                 assert (AppendStatus.STORED, 2 * number - 1) == (answer.status, answer.first)
 
-        assert len(store._writer._heads) <= 2  # pyright: ignore[reportPrivateUsage]  the bound is the point
+        assert len(store._store.writer._sessions) <= 2  # pyright: ignore[reportPrivateUsage]  the bound is the point
         assert [6] * 6 == [len(await events_of(store, name)) for name in names]
 
 
 class Unsteady(DuckDBEventStore):
     """A store whose lanes break: frames and replies get lost, and connecting fails at first."""
 
-    def __init__(self, path: str, seed: int) -> None:
+    def __init__(self, path: Path, seed: int) -> None:
         super().__init__(path, on_fatal=fail)
         self.random = random.Random(seed)
         self.steady = False
@@ -283,7 +282,7 @@ class UnsteadyLane:
 
 @pytest.mark.parametrize("seed", range(5))
 async def test_over_a_lane_that_breaks_everything_is_stored_once_and_in_order(path: Path, seed: int) -> None:
-    store = Unsteady(str(path), seed)
+    store = Unsteady(path, seed)
     await store.open()
     client = EventLogClient(store)
     writers = [await Writer.of(client, f"ses_{index}") for index in range(3)]
@@ -337,7 +336,7 @@ class OvertakingLane:
 
 
 async def test_answers_that_overtake_each_other_are_taken_in_order(path: Path) -> None:
-    store = Overtaking(str(path), on_fatal=fail)
+    store = Overtaking(path, on_fatal=fail)
     await store.open()
     client = EventLogClient(store)
     writer = await Writer.of(client)
@@ -367,7 +366,7 @@ class SocketStore(DuckDBEventStore):
 
 
 async def test_a_socket_that_goes_away_and_comes_back_loses_nothing(path: Path, tmp_path: Path) -> None:
-    store = SocketStore(str(path), on_fatal=fail)
+    store = SocketStore(path, on_fatal=fail)
     store.socket = tmp_path / SOCKET_NAME
     await store.open()
     server = SocketLaneServer(store.socket, store.submit)
@@ -419,7 +418,7 @@ async def test_a_lane_that_is_lost_as_it_is_made_is_no_lane(tmp_path: Path, monk
 async def test_a_socket_path_that_is_too_long_for_an_address_works(path: Path, tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 120) / ("e" * 120)
     deep.mkdir(parents=True)
-    store = SocketStore(str(path), on_fatal=fail)
+    store = SocketStore(path, on_fatal=fail)
     store.socket = deep / SOCKET_NAME
     await store.open()
     server = SocketLaneServer(store.socket, store.submit)
@@ -456,59 +455,35 @@ async def test_room_comes_back_when_the_writer_that_filled_it_is_gone(path: Path
 # Files
 
 
-async def test_a_file_of_a_newer_layout_is_refused_and_left_as_it_is(path: Path) -> None:
-    EventDatabase(str(path)).close()
-    with contextlib.closing(duckdb.connect(str(path))) as connection:
-        connection.execute("UPDATE meta SET value = ? WHERE name = 'file_version'", [str(FILE_VERSION + 1)])
-        connection.execute("DROP TABLE runs")
-    before = path.read_bytes()
+async def test_a_folder_of_a_newer_layout_is_refused_and_left_as_it_is(path: Path) -> None:
+    async with opened(path):
+        pass
+    manifest = read_manifest(path)
+    assert manifest is not None
+    write_manifest(path, manifest.changed(layout=LAYOUT_VERSION + 1))
+    before = {file: file.read_bytes() for file in path.iterdir()}
 
     with pytest.raises(InvalidFormat) as refused:
-        EventDatabase(str(path))
+        await DirectStore(path, on_fatal=fail).open()
 
-    assert {"path": str(path), "schema_version": FILE_VERSION + 1} == refused.value.details
-    assert before == path.read_bytes()
-    assert [path] == list(path.parent.iterdir())
-
-
-@pytest.mark.parametrize("content", [b"This is no database. " * 1_000, b"short", bytes(20_000)])
-async def test_a_file_that_is_no_database_is_named_and_left_as_it_is(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    store = DirectStore(str(path), on_fatal=fail)
-
-    with pytest.raises(StorageError) as refused:
-        await store.open()
-
-    assert str(path) in refused.value.message
-    assert str(path) == refused.value.details["path"]
-    assert content == path.read_bytes()
-    await store.close()
+    assert {"path": str(path / "manifest.json"), "schema_version": LAYOUT_VERSION + 1} == refused.value.details
+    assert before == {file: file.read_bytes() for file in path.iterdir()}
 
 
-async def test_a_damaged_database_is_named_and_left_as_it_is(path: Path) -> None:
-    async with opened(path) as store:
-        await store.grant("ses_1", "owner")
-        await answers_of(store, ("ses_1", 1, 1, [event("a")]))
-    damaged = bytearray(path.read_bytes())
-    damaged[4096:12288] = b"\xff" * 8192
-    path.write_bytes(damaged)
+async def test_a_folder_that_cannot_be_made_gives_a_typed_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
 
-    with pytest.raises(StorageError) as refused:
-        EventDatabase(str(path))
-
-    assert str(path) in refused.value.message
-    assert bytes(damaged) == path.read_bytes()
-
-
-async def test_a_directory_that_is_not_there_gives_a_typed_error(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="missing"):
-        EventDatabase(str(tmp_path / "missing" / FILE_NAME))
+    with pytest.raises(StorageConnectionFailed, match="cannot be used"):
+        await DirectStore(tmp_path / "file" / "store", on_fatal=fail).open()
 
 
 @pytest.fixture
 async def locked(path: Path) -> AsyncGenerator[asyncio.subprocess.Process]:
-    """Another process that has the file open, until its stdin is closed."""
-    script = f"import duckdb, sys; held = duckdb.connect({str(path)!r}); print('held', flush=True); sys.stdin.read()"
+    """Another process that has the folder open, until its stdin is closed."""
+    script = (
+        "import pathlib, sys; from greenroom.adapters.duckdb.store_folder import StoreFolder;"
+        f"held = StoreFolder(pathlib.Path({str(path)!r})); print('held', flush=True); sys.stdin.read()"
+    )
     holder = await asyncio.create_subprocess_exec(
         sys.executable, "-c", script, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -519,13 +494,13 @@ async def locked(path: Path) -> AsyncGenerator[asyncio.subprocess.Process]:
         await holder.communicate(b"")
 
 
-async def test_a_file_that_another_process_has_is_refused_after_the_wait(
+async def test_a_folder_that_another_process_has_is_refused_after_the_wait(
     path: Path, locked: asyncio.subprocess.Process
 ) -> None:
     with pytest.raises(StorageConnectionFailed) as refused:
-        EventDatabase(str(path), lock_wait_s=0.2)
+        StoreFolder(path, lock_wait_s=0.2)
 
-    assert str(path) == refused.value.details["path"]
+    assert str(path / "store.lock") == refused.value.details["path"]
     assert refused.value.retryable
 
 
@@ -534,7 +509,7 @@ async def test_opening_waits_for_a_process_that_is_just_going(path: Path, locked
 
     def open_it() -> None:
         trying.set()
-        EventDatabase(str(path), lock_wait_s=30).close()
+        StoreFolder(path, lock_wait_s=30).release()
 
     opening = asyncio.create_task(asyncio.to_thread(open_it))
     await asyncio.to_thread(trying.wait)

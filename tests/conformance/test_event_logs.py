@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from greenroom.adapters.direct_lane import DirectStore
-from greenroom.adapters.duckdb.event_store import FILE_NAME, DuckDBEventStore
+from greenroom.adapters.duckdb.event_store import DuckDBEventStore
 from greenroom.adapters.event_log_client import EventLogClient, Lane
 from greenroom.adapters.memory_event_log import MemoryEventLog
 from greenroom.adapters.socket_lane import SOCKET_NAME, SocketLane, SocketLaneServer
@@ -37,18 +37,7 @@ class TestMemoryEventLog(EventLogSuite):
 class TestEventLogClientOverDuckDB(EventLogSuite):
     @pytest.fixture
     async def log(self, tmp_path: Path) -> AsyncGenerator[EventLog]:
-        store = DirectStore(str(tmp_path / FILE_NAME), on_fatal=fail)
-        await store.open()
-        client = EventLogClient(store)
-        yield client
-        await client.aclose()
-        await store.close()
-
-
-class TestEventLogClientOverDuckDBInMemory(EventLogSuite):
-    @pytest.fixture
-    async def log(self) -> AsyncGenerator[EventLog]:
-        store = DirectStore(":memory:", on_fatal=fail)
+        store = DirectStore(tmp_path / "store", on_fatal=fail)
         await store.open()
         client = EventLogClient(store)
         yield client
@@ -59,7 +48,7 @@ class TestEventLogClientOverDuckDBInMemory(EventLogSuite):
 class TestEventLogClientOverASocket(EventLogSuite):
     @pytest.fixture
     async def log(self, tmp_path: Path) -> AsyncGenerator[EventLog]:
-        store = SocketStore(str(tmp_path / FILE_NAME), on_fatal=fail)
+        store = SocketStore(tmp_path / "store", on_fatal=fail)
         store.socket = tmp_path / SOCKET_NAME
         await store.open()
         server = SocketLaneServer(store.socket, store.submit)

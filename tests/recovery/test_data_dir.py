@@ -10,6 +10,7 @@ import ray
 
 import greenroom
 from greenroom import RunStatus, Runtime
+from greenroom.adapters.duckdb.manifest import Manifest, write_manifest
 from tests.waiting import wait_until
 
 
@@ -63,45 +64,54 @@ def test_a_clean_shutdown_accounts_for_what_was_running(fresh: Runtime) -> None:
     assert (again.get_run(run_id).error or {})["code"] == "run_interrupted"
 
 
-def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(cluster: str, tmp_path: Path) -> None:
-    store = tmp_path / "events.duckdb"
-    store.write_bytes(b"this was never a database" * 500)
+def test_promise_14_a_store_that_was_damaged_is_kept_aside_and_named(cluster: str, tmp_path: Path) -> None:
+    runtime = greenroom.start(data_dir=tmp_path)
+    runtime.run_once("x", provider_options={"reply": "something to lose"})
+    runtime.shutdown()
+    log = tmp_path / "store" / "log-000001.duckdb"
+    content = bytearray(log.read_bytes())
+    place = content.index(b"something to lose")
+    content[place] ^= 1
+    log.write_bytes(content)
 
     with pytest.raises(greenroom.StorageError) as caught:
         greenroom.start(data_dir=tmp_path)
 
-    assert str(store) in caught.value.message
-    assert store.read_bytes() == b"this was never a database" * 500
+    kept = Path(caught.value.details["kept"])
+    assert str(kept) in caught.value.message
+    assert "greenroom doctor --repair" in caught.value.message
+    assert (kept / log.name).read_bytes() == content
+    assert log.read_bytes() == content
+    with pytest.raises(greenroom.StorageError) as again:
+        greenroom.start(data_dir=tmp_path)
+    assert again.value.details["kept"] == str(kept)
 
 
-def test_a_file_of_a_newer_version_is_refused_and_left_as_it_is(cluster: str, tmp_path: Path) -> None:
-    script = """
-import duckdb, sys
-with duckdb.connect(sys.argv[1]) as connection:
-    connection.execute("CREATE TABLE meta (name VARCHAR, value VARCHAR)")
-    connection.execute("INSERT INTO meta VALUES ('file_version', '999')")
-"""
-    store = tmp_path / "events.duckdb"
-    subprocess.run([sys.executable, "-c", script, str(store)], check=True, timeout=60, stderr=subprocess.DEVNULL)
-    before = store.read_bytes()
+def test_a_store_of_a_newer_layout_is_refused_and_left_as_it_is(cluster: str, tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    folder.mkdir()
+    write_manifest(folder, Manifest(layout=999))
+    before = (folder / "manifest.json").read_bytes()
 
     with pytest.raises(greenroom.InvalidFormat) as caught:
         greenroom.start(data_dir=tmp_path)
 
     assert caught.value.details["schema_version"] == 999
-    assert store.read_bytes() == before
+    assert before == (folder / "manifest.json").read_bytes()
 
 
 @pytest.mark.timeout(180)
 def test_a_store_that_another_process_holds_is_refused_with_the_reason(cluster: str, tmp_path: Path) -> None:
     script = """
-import duckdb, sys
-connection = duckdb.connect(sys.argv[1])
+import fcntl, os, sys
+os.mkdir(sys.argv[1])
+held = open(sys.argv[1] + "/store.lock", "w")
+fcntl.flock(held, fcntl.LOCK_EX)
 print("held", flush=True)
 sys.stdin.readline()
 """
     holder = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path / "events.duckdb")],
+        [sys.executable, "-c", script, str(tmp_path / "store")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,12 +15,11 @@ from ..append_frames import AppendAnswer, decode_frame, encode_answers
 from ..event_codec import Slab
 from ..event_selection import EventSelection
 from ..recent_batches import RecentBatches
-from .event_database import EventDatabase, EventReader
-from .group_commit import CommittedGroup, GroupCommitThread
+from .group_commit import CommittedGroup, WriterCallbacks
+from .log_sources import LogSources
+from .open_store import OpenStore, open_store
 from .record_tables import RecordTables
-
-FILE_NAME = "events.duckdb"
-MEMORY_PATH = ":memory:"
+from .verification import Verification, verify_session
 
 RECENT_BYTES = 64 * 1024 * 1024
 """How much of the newest events is kept in memory, over all sessions: what follows live streams reads from there."""
@@ -38,32 +37,55 @@ ResultT = TypeVar("ResultT")
 
 
 class DuckDBEventStore:
-    """Appends go to one writer thread; reads are answered from memory, or from the file in reader threads."""
+    """Appends go to one writer thread; reads are answered from memory, or from the files in reader threads.
 
-    def __init__(self, path: str, *, on_fatal: Callable[[Exception], None]) -> None:
+    `path` is the folder of the files; one store at a time has it.
+    """
+
+    def __init__(self, path: Path, *, on_fatal: Callable[[Exception], None]) -> None:
         self.path = path
         self._loop = asyncio.get_running_loop()
-        self._writer = GroupCommitThread(path, on_commit=self._committed_in_writer, on_fatal=self._failed_in_writer)
         self._on_fatal = on_fatal
-        self._database: EventDatabase | None = None
         self._recent = RecentBatches(max_bytes=RECENT_BYTES)
         self._ends: OrderedDict[str, tuple[int, int]] = OrderedDict()  # session id -> key, last seq
         self._waiters: dict[str, set[asyncio.Future[None]]] = {}
         self._waiting = 0
         self._pool = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="greenroom-reader")
-        self._readers: list[EventReader] = []
+        self._open: OpenStore | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """Open the file, making it when it is missing. Raises the typed error why it cannot be opened."""
-        self._database = await asyncio.wrap_future(self._writer.start())
-        self._readers = [self._database.reader() for _ in range(_READER_THREADS)]
+        """Open the folder, making it when it is missing. Raises the typed error why it cannot be opened: StorageError
+        that names the file and the copy of it that was kept, if something that was acknowledged is not there."""
+        callbacks = WriterCallbacks(
+            committed=self._in_loop(self._committed),
+            filling=self._in_loop(self._filling),
+            rotated=self._in_loop(self._rotated),
+            failed=self._in_loop(self._on_fatal),
+        )
+        self._open = await asyncio.to_thread(open_store, self.path, callbacks)
+        self._open.keeper.tidy_soon()
+
+    def _in_loop(self, work: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: Any) -> None:
+            self._loop.call_soon_threadsafe(work, *args)
+
+        return call
+
+    @property
+    def _store(self) -> OpenStore:
+        if self._open is None:
+            raise StorageReadFailed("The event store is closed.")
+        return self._open
 
     async def close(self) -> None:
-        """Commit what has arrived and close the file."""
-        await asyncio.to_thread(self._writer.stop)
+        """Commit what has arrived and close the files; nothing can be called after."""
+        store, self._open = self._store, None
+        await store.keeper.close()
+        await asyncio.to_thread(store.close)
         self._pool.shutdown()
 
-    # Writing
+    # Appending
 
     def submit(self, frame: bytes, reply: Callable[[bytes], None]) -> None:
         """Store a frame of batches; `reply` gets the encoded answers once they are durable."""
@@ -72,7 +94,7 @@ class DuckDBEventStore:
         def answer(answers: list[AppendAnswer]) -> None:
             reply(encode_answers(number, answers))
 
-        self._writer.append(entries, answer)
+        self._store.writer.append(entries, answer)
 
     async def append(self, frame: bytes) -> bytes:
         """`submit` for callers that wait."""
@@ -87,15 +109,18 @@ class DuckDBEventStore:
 
     async def grant(self, session_id: str, owner: str) -> Ownership:
         """Make `owner` the session's only writer; the session exists from then on."""
-        return await asyncio.wrap_future(self._writer.grant(session_id, owner))
+        return await asyncio.wrap_future(self._store.writer.grant(session_id, owner))
 
-    def _committed_in_writer(self, group: CommittedGroup) -> None:
-        self._loop.call_soon_threadsafe(self._committed, group)
+    def _filling(self) -> None:
+        self._own(self._store.keeper.prepare())
 
-    def _failed_in_writer(self, exc: Exception) -> None:
-        self._loop.call_soon_threadsafe(self._on_fatal, exc)
+    def _rotated(self) -> None:
+        if self._open is not None:
+            self._open.keeper.rotated()
 
     def _committed(self, group: CommittedGroup) -> None:
+        if self._open is not None:
+            self._open.records.committed()
         for session_id, session_key, batch in group.batches:
             self._recent.add(session_id, batch)
             self._know(session_id, session_key, batch.last_seq)
@@ -133,7 +158,7 @@ class DuckDBEventStore:
     async def _end(self, session_id: str) -> tuple[int, int]:
         known = self._ends.get(session_id)
         if known is None:
-            located = await self._in_reader(lambda reader: reader.locate(session_id))
+            located = await self._in_reader(self._store.locate, session_id)
             if located is None:
                 raise SessionNotFound(details={"session_id": session_id})
             known = self._ends.get(session_id)  # a commit may have come while the reader looked
@@ -149,11 +174,11 @@ class DuckDBEventStore:
             selection.add(recent)
             return selection.slabs
 
-        def select(reader: EventReader) -> list[Slab]:
-            selection.add(reader.batches(session_key, after=query.after))
-            return selection.slabs
+        def select(sources: LogSources) -> list[Slab]:
+            selection.add(sources.batches(session_key, after=query.after, types=selection.mask))
+            return selection.finish()
 
-        return await self._in_reader(select)
+        return await self._in_reader(select, self._store.sources())
 
     async def _wait_for_commit(self, session_id: str, seen: int, timeout_s: float) -> None:
         if self._ends.get(session_id, (0, seen))[1] > seen:
@@ -172,18 +197,8 @@ class DuckDBEventStore:
             if not waiters and self._waiters.get(session_id) is waiters:
                 del self._waiters[session_id]
 
-    async def _in_reader(self, work: Callable[[EventReader], ResultT]) -> ResultT:
-        def run() -> ResultT:
-            reader = self._readers.pop()
-            try:
-                return work(reader)
-            finally:
-                self._readers.append(reader)
-
-        try:
-            return await self._loop.run_in_executor(self._pool, run)
-        except IndexError as exc:
-            raise StorageReadFailed("The event store is closed.") from exc
+    async def _in_reader(self, work: Callable[..., ResultT], *args: Any) -> ResultT:
+        return await self._loop.run_in_executor(self._pool, work, *args)
 
     # Reading records
 
@@ -203,7 +218,8 @@ class DuckDBEventStore:
 
     async def owner(self, session_id: str) -> str | None:
         """Name of the newest owner; None if the session does not exist."""
-        return await self._in_reader(lambda reader: reader.owner(session_id))
+        grant = await self._in_reader(self._store.grant, session_id)
+        return grant.owner if grant else None
 
     async def find_session(self, session_id: str) -> Session | None:
         return await self._records(lambda tables: tables.session(session_id))
@@ -230,7 +246,9 @@ class DuckDBEventStore:
 
     async def sessions_of(self, owner: str) -> list[str]:
         """Sessions with open runs whose newest owner this is."""
-        return await self._records(lambda tables: tables.sessions_of(owner))
+        return [
+            session_id for session_id in await self.sessions_with_open_runs() if await self.owner(session_id) == owner
+        ]
 
     async def save_tools(self, session_id: str, tools: bytes) -> None:
         """Keep the packed tools of a session, in place of earlier ones."""
@@ -239,23 +257,35 @@ class DuckDBEventStore:
     async def tools(self, session_id: str) -> bytes | None:
         return await self._records(lambda tables: tables.tools(session_id))
 
-    async def save_setting(self, name: str, value: str) -> None:
-        """Keep a setting of the runtime, in place of an earlier one."""
-        await self._records(lambda tables: tables.save_setting(name, value))
-
-    async def setting(self, name: str) -> str | None:
-        return await self._records(lambda tables: tables.setting(name))
-
     async def counts(self) -> dict[str, int]:
         """How much there is: sessions, runs, events, bytes on disk."""
         sessions, runs = await self._records(lambda tables: tables.counts())
-        events = await self._in_reader(lambda reader: reader.count_events())
+        events = self._store.event_count()
         return {"sessions": sessions, "runs": runs, "events": events, "bytes": await asyncio.to_thread(self._bytes)}
 
     async def _records(self, read: Callable[[RecordTables], ResultT]) -> ResultT:
-        return await asyncio.wrap_future(self._writer.read_records(read))
+        return await asyncio.wrap_future(self._store.records.run(read))
 
     def _bytes(self) -> int:
-        if self.path == MEMORY_PATH:
-            return 0
-        return sum(path.stat().st_size for path in (Path(self.path), Path(self.path + ".wal")) if path.exists())
+        return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+
+    # The whole life of data
+
+    async def verify_session(self, session_id: str) -> Verification:
+        """Read everything of the session from the files, and compare it with its chain. SessionNotFound."""
+        session_key, last_seq = await self._end(session_id)
+        sources = self._store.sources
+        parts, logs = await asyncio.wrap_future(
+            self._store.writer.between_groups(lambda: (sources().parts, sources().spans(session_key)))
+        )
+        return await self._in_reader(verify_session, session_id, session_key, last_seq, parts, logs)
+
+    async def compact(self) -> None:
+        """Rewrite the files without what was deleted or may be pruned; appends go on meanwhile."""
+        await self._store.keeper.compact()
+        await self._records(lambda tables: tables.compact())
+
+    def _own(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,4 +1,4 @@
-"""The one thread that writes: takes whatever has arrived, commits it at once, and only then says so."""
+"""The thread that writes and the thread that says so: what arrives is committed in groups, then recorded, then told."""
 
 import queue
 import sys
@@ -7,34 +7,42 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from ...domain.errors import StorageError
 from ...domain.event_log import Ownership
-from ...domain.log_head import Fenced, LogHead, OutOfOrder, Placed, Repeated
+from ...domain.hash_chain import chain_next, chain_start
+from ...domain.log_head import REMEMBERED_BATCHES, Fenced, LogHead, OutOfOrder, Placed, Repeated
 from ..append_frames import AppendAnswer, AppendEntry, AppendStatus
 from ..clock import now_us
 from ..event_selection import StoredBatch
 from ..logs import get_logger
-from .event_database import EventDatabase
-from .record_tables import RecordTables
+from .head_journal import HeadJournal, grant_head
+from .log_file import Grant
+from .log_rows import header_of, pack_row, unpack_row
+from .log_sources import CurrentSources
+from .store_folder import OpenLog
 
 _log = get_logger(__name__)
 
 MAX_GROUP_BYTES = 8 * 1024 * 1024
 """A group commits when it has this much, though more waits: bounds memory and the time of one commit."""
 
+MAX_UNRECORDED_GROUPS = 8
+"""Groups that may be committed and not yet recorded; then the writer waits for the disk."""
+
 MAX_HEADS = 100_000
-"""Ends of logs that are kept in memory; the least recently written is read from the file again when needed."""
+"""Ends of logs that are kept in memory; the least recently written is read from the files again when needed."""
 
-IDLE_S = 0.25
-"""How long nothing must arrive before the writer turns to projections and checkpoints: not in the middle of a burst."""
+LOG_BYTES = 32 * 1024 * 1024
+LOG_BATCHES = 100_000
+"""A log file is frozen when it has this many bytes or batches: what opening has to read, and what sealing works on."""
 
-MAX_BEHIND = 50_000
-"""Batches that the projections may lag behind; past that, each commit is followed by a step of theirs."""
+_PREPARE_AT = 0.5
+"""How full a log file is when the next one is asked for."""
 
-CHECKPOINT_WAL_BYTES = 32 * 1024 * 1024
 _SWITCH_INTERVAL_S = 0.0005  # at the default of 5 ms a commit waits that long for the loop to give up the GIL
+
+ResultT = TypeVar("ResultT")
 
 AnswerFrame = Callable[[list[AppendAnswer]], None]
 
@@ -55,6 +63,14 @@ class CommittedGroup(NamedTuple):
 
 
 @dataclass(slots=True)
+class _Session:
+    """The head of a session's log, and who owns it."""
+
+    head: LogHead
+    grant: Grant
+
+
+@dataclass(slots=True)
 class _Append:
     entries: Sequence[AppendEntry]
     answer: AnswerFrame
@@ -68,42 +84,87 @@ class _Grant:
 
 
 @dataclass(slots=True)
-class _Job:
-    read: Callable[[RecordTables], Any]
+class _Call:
+    work: Callable[[], Any]
     done: "Future[Any]"
-    after: int | None = None
-    """The batch that the tables must hold before it runs: the newest one when it came."""
 
 
-_Item = _Append | _Grant | _Job | None
+_Item = _Append | _Grant | _Call | None
 
 
-class GroupCommitThread:
-    """Owns the database. Appends, grants and reads of records go through its inbox, in order.
+class _Unrecorded(NamedTuple):
+    """A group that DuckDB has committed."""
 
-    `on_commit` is called in this thread after each commit; `on_fatal` once, when a write failed and the state in memory
-    can no longer be trusted: whoever runs it should end the process and start anew from the file.
+    journal: HeadJournal
+    records: bytes
+    group: CommittedGroup
+    granted: "list[tuple[Future[Ownership], Ownership]]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriterCallbacks:
+    """Whom the threads tell. Called in them."""
+
+    committed: Callable[[CommittedGroup], None]
+    """A group is durable and recorded."""
+    filling: Callable[[], None]
+    """The log file is half full: the next one should be prepared with `prepare`."""
+    rotated: Callable[[], None]
+    """A log file was frozen, and all of it recorded."""
+    failed: Callable[[Exception], None]
+    """A write failed, and what is in memory can no longer be trusted: end the process and start anew from the files."""
+
+
+class GroupCommit:
+    """Owns the end of the log. Appends and grants go through its inbox, in order, and nowhere else.
+
+    A group is committed by the one thread and recorded in the journal of heads by the other, while the next one is
+    being committed; it is told after both.
     """
 
     def __init__(
-        self, path: str, *, on_commit: Callable[[CommittedGroup], None], on_fatal: Callable[[Exception], None]
+        self,
+        hot: OpenLog,
+        sources: CurrentSources,
+        known_grant: Callable[[str], Grant | None],
+        *,
+        next_batch: int,
+        next_session_key: int,
+        callbacks: WriterCallbacks,
     ) -> None:
-        self._path = path
-        self._on_commit = on_commit
-        self._on_fatal = on_fatal
+        self._log = hot.file
+        self._journal = hot.journal
+        self._sources = sources
+        self._known_grant = known_grant
+        self._next_batch = next_batch
+        if not self._log.contents.batch_count:
+            self._log.contents.first_batch = next_batch
+        self._next_session_key = next_session_key
+        self._callbacks = callbacks
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
-        self._heads: OrderedDict[str, LogHead] = OrderedDict()
-        self._opened: Future[EventDatabase] = Future()
-        self._thread = threading.Thread(target=self._main, name="greenroom-group-commit", daemon=True)
+        self._unrecorded: queue.Queue[_Unrecorded | HeadJournal | None] = queue.Queue(MAX_UNRECORDED_GROUPS)
+        self._sessions: OrderedDict[str, _Session] = OrderedDict()
+        self._prepared: OpenLog | None = None
+        self._asked_to_prepare = False
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(work,), name=f"greenroom-{name}", daemon=True)
+            for name, work in (("commit", self._write), ("record", self._record))
+        ]
+        self.committed_batch = next_batch - 1
+        """Number of the newest batch that DuckDB has committed."""
 
-    def start(self) -> "Future[EventDatabase]":
-        """Begin; the future holds the open database, or the typed error why it does not open."""
+    @property
+    def next_session_key(self) -> int:
+        """No session has this key or a higher one."""
+        return self._next_session_key
+
+    def start(self) -> None:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        self._thread.start()
-        return self._opened
+        for thread in self._threads:
+            thread.start()
 
     def append(self, entries: Sequence[AppendEntry], answer: AnswerFrame) -> None:
-        """Store the entries with the next group; `answer` is handed to on_commit."""
+        """Store the entries with the next group; `answer` is handed to `committed`."""
         self._inbox.put(_Append(entries, answer))
 
     def grant(self, session_id: str, owner: str) -> "Future[Ownership]":
@@ -112,59 +173,58 @@ class GroupCommitThread:
         self._inbox.put(_Grant(session_id, owner, granted))
         return granted
 
-    def read_records(self, read: Callable[[RecordTables], Any]) -> "Future[Any]":
-        """Run the read when the tables hold everything that was committed before."""
+    def between_groups(self, work: Callable[[], ResultT]) -> "Future[ResultT]":
+        """Run the work in the writer's thread when everything that came before it has been committed."""
         done: Future[Any] = Future()
-        self._inbox.put(_Job(read, done))
+        self._inbox.put(_Call(work, done))
         return done
 
+    def forget(self, session_id: str) -> "Future[int | None]":
+        """Know the session no more: nobody can write it from now on. Gives its key, if there was one."""
+        return self.between_groups(lambda: self._forget(session_id))
+
+    def prepare(self, log: OpenLog) -> None:
+        """The file to turn to when the current one is full; the manifest names it already."""
+        self._prepared = log
+
+    def rotate(self) -> "Future[bool]":
+        """Turn to the prepared file now, if the current one holds anything; True if it did."""
+        return self.between_groups(self._rotate)
+
     def stop(self) -> None:
-        """Finish what has arrived, close the file, end the thread."""
+        """Finish what has arrived, and end the threads."""
         self._inbox.put(None)
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
+        self._journal.close()
 
-    def _main(self) -> None:
+    def _guarded(self, work: Callable[[], None]) -> None:
         try:
-            self._database = EventDatabase(self._path)
-            self._tables = RecordTables(self._database.connection.cursor())
-        except Exception as exc:  # noqa: BLE001  handed on: the opener gets it
-            self._opened.set_exception(exc)
-            return
-        self._opened.set_result(self._database)
-        try:
-            self._serve()
+            work()
         except Exception as exc:  # noqa: BLE001  handed on: the process ends and starts anew
-            _log.exception("event_store_writer_failed", path=self._path)
-            self._on_fatal(exc)
-        finally:
-            self._database.close()
+            _log.exception("event_store_writer_failed", path=str(self._log.path))
+            self._callbacks.failed(exc)
 
-    def _serve(self) -> None:
-        behind = True
+    # The thread that commits
+
+    def _write(self) -> None:
         while True:
-            group = self._take(wait_s=IDLE_S if behind else None)
-            if not group:
-                behind = self._tidy()
-                continue
-            behind = True
+            group = self._take()
             self._commit(
                 [item for item in group if isinstance(item, _Grant)],
                 [item for item in group if isinstance(item, _Append)],
             )
-            for job in group:
-                if isinstance(job, _Job):
-                    self._run_job(job)
-            if self._database.newest_batch - self._tables.watermark > MAX_BEHIND:
-                self._tables.step()
+            for item in group:
+                if isinstance(item, _Call):
+                    item.done.set_result(item.work())
+            self._rotate_when_full()
             if None in group:
+                self._unrecorded.put(None)
                 return
 
-    def _take(self, wait_s: float | None) -> list[_Item]:
+    def _take(self) -> list[_Item]:
         """Everything that waits, up to the size of a group; waits for the first item."""
-        try:
-            group: list[_Item] = [self._inbox.get(timeout=wait_s)]
-        except queue.Empty:
-            return []
+        group: list[_Item] = [self._inbox.get()]
         size = _size(group[0])
         while size < MAX_GROUP_BYTES:
             try:
@@ -173,47 +233,66 @@ class GroupCommitThread:
                 break
             group.append(item)
             size += _size(item)
+            if isinstance(item, _Call):
+                break  # what comes after it must find it done
         return group
 
-    def _tidy(self) -> bool:
-        """One small step of what can wait; True if there is more of it."""
-        if self._tables.step():
-            return True
-        self._database.checkpoint_if_larger(CHECKPOINT_WAL_BYTES)
-        return False
-
     def _commit(self, grants: Sequence[_Grant], appends: Sequence[_Append]) -> None:
+        if not grants and not appends:
+            return
         recorded_at_us = now_us()
-        owned = [self._place_grant(grant, recorded_at_us) for grant in grants]
+        records: list[bytes] = []
+        granted = [(grant.granted, self._place_grant(grant, recorded_at_us, records)) for grant in grants]
+        named = len(self._log.contents.grants)
         stored: list[CommittedBatch] = []
         answers = [
-            (append.answer, [self._place(entry, recorded_at_us, stored) for entry in append.entries])
+            (append.answer, [self._place(entry, recorded_at_us, stored, records) for entry in append.entries])
             for append in appends
         ]
-        self._database.flush(grants=bool(grants), batches=bool(stored))
-        for grant, ownership in zip(grants, owned, strict=True):
-            grant.granted.set_result(ownership)
-        if answers:
-            self._on_commit(CommittedGroup(stored, answers))
+        self._log.flush(
+            grants=bool(grants) or len(self._log.contents.grants) > named,
+            batches=bool(stored),
+        )
+        self.committed_batch = self._next_batch - 1
+        self._unrecorded.put(_Unrecorded(self._journal, b"".join(records), CommittedGroup(stored, answers), granted))
 
-    def _place_grant(self, grant: _Grant, now: int) -> Ownership:
-        head = self._head(grant.session_id)
-        if head is None:
-            head = self._database.new_head()
-            self._keep(grant.session_id, head)
+    def _place_grant(self, grant: _Grant, now: int, records: list[bytes]) -> Ownership:
+        session = self._session(grant.session_id)
+        if session is None:
+            head = LogHead(self._next_session_key, digest=chain_start(grant.session_id))
+            self._next_session_key += 1
+        else:
+            head = session.head
         head.grant()
-        self._database.append_grant(grant.session_id, head, grant.owner, now)
+        owned = Grant(head.session_key, grant.session_id, head.epoch, grant.owner, now)
+        self._keep(_Session(head, owned))
+        self._log.append_grant(owned)
+        records.append(grant_head(head.session_key, head.epoch, head.last_seq))
         return Ownership(epoch=head.epoch, last_seq=head.last_seq)
 
-    def _place(self, entry: AppendEntry, recorded_at_us: int, stored: list[CommittedBatch]) -> AppendAnswer:
-        head = self._head(entry.session_id)
-        if head is None:
+    def _place(
+        self, entry: AppendEntry, recorded_at_us: int, stored: list[CommittedBatch], records: list[bytes]
+    ) -> AppendAnswer:
+        session = self._session(entry.session_id)
+        if session is None:
             return AppendAnswer(AppendStatus.FENCED, 0, 0)
+        head = session.head
         match head.judge(epoch=entry.epoch, batch_number=entry.batch_number):
             case Placed(first_seq):
                 batch = entry.batch
-                self._database.append_batch(head, entry.batch_number, first_seq, recorded_at_us, batch)
-                head.advance(batch_number=entry.batch_number, count=batch.event_count, recorded_at_us=recorded_at_us)
+                if entry.session_id not in self._log.contents.grants:
+                    self._log.append_grant(session.grant)  # so that each file can be read without the others
+                header = header_of(self._next_batch, head.epoch, entry.batch_number, first_seq, recorded_at_us, batch)
+                self._next_batch += 1
+                row = pack_row(header, batch.payload)
+                digest = chain_next(head.digest, row)
+                records.append(self._log.append_batch(head.session_key, header, row, head.digest, digest))
+                head.advance(
+                    batch_number=entry.batch_number,
+                    count=batch.event_count,
+                    recorded_at_us=recorded_at_us,
+                    digest=digest,
+                )
                 kept = StoredBatch(first_seq, head.last_seq, recorded_at_us, batch.types, batch.payload)
                 stored.append(CommittedBatch(entry.session_id, head.session_key, kept))
                 return AppendAnswer(AppendStatus.STORED, first_seq, recorded_at_us)
@@ -224,34 +303,95 @@ class GroupCommitThread:
             case OutOfOrder(expected):
                 return AppendAnswer(AppendStatus.OUT_OF_ORDER, expected, 0)
 
-    def _head(self, session_id: str) -> LogHead | None:
-        head = self._heads.get(session_id)
-        if head is None:
-            head = self._database.head(session_id)
-            if head is None:
+    def _session(self, session_id: str) -> _Session | None:
+        session = self._sessions.get(session_id)
+        if session is None:
+            grant = self._sources().grant(session_id) or self._known_grant(session_id)
+            if grant is None:
                 return None
-            self._keep(session_id, head)
-        self._heads.move_to_end(session_id)
+            session = _Session(self._head(grant), grant)
+            self._keep(session)
+        self._sessions.move_to_end(session_id)
+        return session
+
+    def _head(self, grant: Grant) -> LogHead:
+        """The end of the session's log as it is in the files."""
+        sources = self._sources()
+        last_seq, digest = sources.end(grant.session_key) or (0, chain_start(grant.session_id))
+        head = LogHead(grant.session_key, grant.epoch, last_seq, digest=digest)
+        for row in reversed(sources.newest_rows(grant.session_key, REMEMBERED_BATCHES)):
+            header, _ = unpack_row(row)
+            if header.epoch == grant.epoch:
+                head.answers[header.batch_number] = (header.first_seq, header.recorded_at_us)
+                head.last_batch = header.batch_number
         return head
 
-    def _keep(self, session_id: str, head: LogHead) -> None:
-        self._heads[session_id] = head
-        if len(self._heads) > MAX_HEADS:
-            self._heads.popitem(last=False)
+    def _keep(self, session: _Session) -> None:
+        self._sessions[session.grant.session_id] = session
+        if len(self._sessions) > MAX_HEADS:
+            self._sessions.popitem(last=False)
 
-    def _run_job(self, job: _Job) -> None:
-        if job.done.cancelled():
-            return
-        try:
-            if job.after is None:
-                job.after = self._database.newest_batch
-            if self._tables.watermark < job.after:
-                self._tables.step()
-                self._inbox.put(job)  # behind the appends that came meanwhile
-                return
-            job.done.set_result(job.read(self._tables))
-        except Exception as exc:  # noqa: BLE001  handed on: the asker gets it
-            job.done.set_exception(exc if isinstance(exc, StorageError) else StorageError(str(exc)))
+    def _forget(self, session_id: str) -> int | None:
+        session = self._session(session_id)
+        if session is None:
+            return None
+        del self._sessions[session_id]
+        for log in self._sources().logs:
+            log.contents.forget(session.head.session_key)
+        return session.head.session_key
+
+    def _rotate_when_full(self) -> None:
+        contents = self._log.contents
+        fullness = max(contents.byte_count / LOG_BYTES, contents.batch_count / LOG_BATCHES)
+        if fullness >= _PREPARE_AT and not self._asked_to_prepare:
+            self._asked_to_prepare = True
+            self._callbacks.filling()
+        if fullness >= 1:
+            self._rotate()
+
+    def _rotate(self) -> bool:
+        if self._prepared is None or self._log.contents.is_empty:
+            return False
+        self._unrecorded.put(self._journal)
+        (self._log, self._journal), self._prepared = self._prepared, None
+        self._asked_to_prepare = False
+        self._log.contents.first_batch = self._next_batch
+        self._sources.rotate(self._log)
+        return True
+
+    # The thread that records
+
+    def _record(self) -> None:
+        ended = False
+        while not ended:
+            waiting = [self._unrecorded.get()]
+            while not self._unrecorded.empty():
+                waiting.append(self._unrecorded.get())
+            ended = None in waiting
+            self._record_all([item for item in waiting if item is not None])
+
+    def _record_all(self, waiting: Sequence[_Unrecorded | HeadJournal]) -> None:
+        """One write for all that belongs to one journal; then they are told."""
+        start = 0
+        for end in range(1, len(waiting) + 1):
+            item = waiting[end - 1]
+            if isinstance(item, HeadJournal):
+                self._record_groups(waiting[start : end - 1])
+                item.close()
+                self._callbacks.rotated()
+                start = end
+        self._record_groups(waiting[start:])
+
+    def _record_groups(self, groups: Sequence[_Unrecorded | HeadJournal]) -> None:
+        found = [group for group in groups if isinstance(group, _Unrecorded)]
+        records = b"".join(group.records for group in found)
+        if records:
+            found[0].journal.append(records)
+        for group in found:
+            for granted, ownership in group.granted:
+                granted.set_result(ownership)
+            if group.group.answers:
+                self._callbacks.committed(group.group)
 
 
 def _size(item: _Item) -> int:

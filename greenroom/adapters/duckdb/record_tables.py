@@ -1,9 +1,12 @@
 """The sessions and runs tables: projections of the log, brought up to date in small steps and on demand."""
 
 import json
-from collections.abc import Generator, Iterable
+import threading
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -15,22 +18,18 @@ from ...domain.run import Run
 from ...domain.session import Session
 from ..event_codec import record_events
 from ..logs import get_logger
-from .event_database import first_row, unpack_row
+from .duckdb_files import connect, first_row, remove_database, storage_error, sync_directory, sync_file, wal_of
+from .log_file import Grant
+from .log_rows import unpack_row
 
 _log = get_logger(__name__)
 
 STEP_BATCHES = 64
-"""Batches folded in one step: some milliseconds, during which appends wait."""
+"""Batches folded in one step: some milliseconds."""
 
 MAX_OPEN_RUNS = 50_000
 """Open runs kept in memory beside the table; others are read from it."""
 
-_PENDING = """
-    SELECT b.batch_id, e.session_id, b.batch
-    FROM (SELECT * FROM batches WHERE batch_id > ? ORDER BY batch_id LIMIT ?) b
-    JOIN (SELECT DISTINCT session_key, session_id FROM epochs) e USING (session_key)
-    ORDER BY b.batch_id
-"""
 _WATERMARK = "SELECT batch_id FROM watermark"
 _SESSION = "SELECT record FROM sessions WHERE session_id = ?"
 _RUN = "SELECT record FROM runs WHERE run_id = ?"
@@ -42,11 +41,15 @@ _RECENT_CALLS = """
     SELECT call_id, run_id FROM runs WHERE session_id = ? AND call_id IS NOT NULL ORDER BY queued_seq DESC LIMIT ?
 """
 _SESSIONS_WITH_OPEN_RUNS = "SELECT DISTINCT session_id FROM runs WHERE status IN ('pending', 'running')"
-_OWNED_WITH_OPEN_RUNS = """
-    SELECT session_id FROM epochs
-    WHERE session_id IN (SELECT session_id FROM runs WHERE status IN ('pending', 'running'))
-    GROUP BY session_id HAVING arg_max(owner, epoch) = ?
+_OWNER = """
+    SELECT session_key, session_id, epoch, owner, granted_at_us FROM owners WHERE session_id = ?
 """
+_FORGET = (
+    "DELETE FROM sessions WHERE session_id = ?",
+    "DELETE FROM runs WHERE session_id = ?",
+    "DELETE FROM session_tools WHERE session_id = ?",
+    "DELETE FROM owners WHERE session_id = ?",
+)
 _COUNTS = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM runs)"
 
 
@@ -61,27 +64,73 @@ class _Step:
 
 
 class RecordTables:
-    """Reads are true as of the last `step` that returned False. For the writer's thread only."""
+    """Reads are true as of the watermark. For one thread at a time."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self._connection = connection
-        row = first_row(connection, _WATERMARK, [])
+    def __init__(self, path: Path) -> None:
+        self._connection = connect(path)
+        self._path = path
+        self._prepare()
+        self._lookup = self._connection.cursor()
+        self._lookup_lock = threading.Lock()
+        row = first_row(self._connection, _WATERMARK)
         self.watermark: int = row[0] if row else 0
         """Number of the newest batch that the tables hold."""
         self._open_runs: dict[str, Run] = {}  # as they are in the table: most runs end soon after they began
 
-    def step(self) -> bool:
-        """Fold the next batches; True if there may be more."""
-        rows = self._connection.execute(_PENDING, [self.watermark, STEP_BATCHES]).fetchall()
-        if not rows:
-            return False
+    def _prepare(self) -> None:
+        try:
+            tables = self._connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()
+            if tables:
+                for (table,) in tables:  # every block, so that each checksum is looked at
+                    self._connection.table(table).aggregate("max(hash(COLUMNS(*)))").fetchall()
+                return
+            self._connection.execute(files("greenroom.adapters.duckdb").joinpath("record_schema.sql").read_text())
+            self._connection.execute("INSERT INTO watermark VALUES (0)")
+            self._connection.execute("CHECKPOINT")
+        except duckdb.Error as exc:
+            self._connection.close()
+            raise storage_error(exc, self._path) from exc
+
+    def close(self) -> None:
+        self._lookup.close()
+        self._connection.close()
+
+    def checkpoint(self, *, if_larger: int = 0) -> None:
+        """Fold the write-ahead log into the file, if it is larger than that."""
+        wal = wal_of(self._path)
+        if wal.exists() and wal.stat().st_size > if_larger:
+            self._connection.execute("CHECKPOINT")
+
+    def compact(self) -> None:
+        """Write the file anew: deleted rows leave their bytes in it until then."""
+        fresh = self._path.with_name(self._path.name + ".new")
+        remove_database(fresh)
+        self._connection.execute(f"ATTACH '{_quoted(fresh)}' AS fresh")
+        self._connection.execute(f"COPY FROM DATABASE {self._path.stem} TO fresh")
+        self._connection.execute("CHECKPOINT fresh")
+        self._connection.execute("DETACH fresh")
+        sync_file(fresh)
+        with self._lookup_lock:
+            self._lookup.close()
+            self._connection.close()
+            wal_of(self._path).unlink(missing_ok=True)
+            fresh.replace(self._path)
+            sync_directory(self._path.parent)
+            self._connection = connect(self._path)
+            self._lookup = self._connection.cursor()
+
+    def step(self, rows: Sequence[tuple[str | None, bytes]]) -> None:
+        """Fold the batches that follow the watermark; those of deleted sessions are passed over."""
         step = _Step()
-        for _, session_id, packed in rows:
-            header, payload = unpack_row(packed)
+        watermark = self.watermark
+        for session_id, row in rows:
+            header, payload = unpack_row(row)
+            watermark = header.batch_id
+            if session_id is None:
+                continue
             for event in record_events(session_id, header.first_seq, header.recorded_at_us, header.records, payload):
                 self._fold(step, event, header.epoch)
-        self._write(step, rows[-1][0])
-        return len(rows) == STEP_BATCHES
+        self._write(step, watermark)
 
     def _fold(self, step: _Step, event: Event, epoch: int) -> None:
         try:
@@ -184,17 +233,6 @@ class RecordTables:
         row = first_row(self._connection, "SELECT tools FROM session_tools WHERE session_id = ?", [session_id])
         return row[0] if row else None
 
-    def save_setting(self, name: str, value: str) -> None:
-        """Keep a setting, in place of an earlier one."""
-        self._replace(
-            ("DELETE FROM meta WHERE name = ?", [name]),
-            ("INSERT INTO meta VALUES (?, ?)", [name, value]),
-        )
-
-    def setting(self, name: str) -> str | None:
-        row = first_row(self._connection, "SELECT value FROM meta WHERE name = ?", [name])
-        return row[0] if row else None
-
     def _replace(self, *statements: tuple[str, list[Any]]) -> None:
         with self._transaction():
             for statement, parameters in statements:
@@ -211,9 +249,27 @@ class RecordTables:
             raise
         self._connection.execute("COMMIT")
 
-    def sessions_of(self, owner: str) -> list[str]:
-        """Sessions with open runs whose newest owner this is."""
-        return [session_id for (session_id,) in self._connection.execute(_OWNED_WITH_OPEN_RUNS, [owner]).fetchall()]
+    def grant(self, session_id: str) -> Grant | None:
+        """The newest owner as of when the session was last sealed. From any thread."""
+        with self._lookup_lock:
+            row = first_row(self._lookup, _OWNER, [session_id])
+        return Grant(*row) if row else None
+
+    def keep_owners(self, grants: Sequence[Grant]) -> None:
+        """Remember the owners that a log file knows, before it goes."""
+        with self._transaction():
+            self._connection.execute(
+                "DELETE FROM owners WHERE session_key IN (SELECT unnest(?))", [[grant.session_key for grant in grants]]
+            )
+            _append(self._connection, "owners", grants)
+
+    def forget(self, session_id: str) -> None:
+        """Every row of the session."""
+        with self._transaction():
+            for statement in _FORGET:
+                self._connection.execute(statement, [session_id])
+        for run_id in [run_id for run_id, run in self._open_runs.items() if run.session_id == session_id]:
+            del self._open_runs[run_id]
 
     def counts(self) -> tuple[int, int]:
         """How many sessions and runs there are."""
@@ -279,3 +335,7 @@ def _append(connection: duckdb.DuckDBPyConnection, table: str, rows: Iterable[tu
     for row in rows:
         appender.append_row(*row)
     appender.flush()
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")

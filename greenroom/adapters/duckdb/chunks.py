@@ -1,0 +1,82 @@
+"""Chunks of a sealed part: some batches of one session, compressed; each intact, or with events pruned from it."""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+
+from ...domain.hash_chain import chain_next
+from ..event_codec import split_events
+from ..event_selection import PRUNED_TYPES, StoredBatch
+from .log_rows import RowHeader, unpack_row
+
+CHUNK_EVENTS = 64
+CHUNK_BYTES = 32 * 1024
+"""A chunk ends when it has that many events or bytes: a page of 100 events takes two or three."""
+
+_COMPRESSION = 1
+
+
+class SealedBatch(NamedTuple):
+    """A batch in a part."""
+
+    row: bytes
+    """The stored row; of a pruned batch, the row of what is left."""
+    digest: bytes | None = None
+    """Of a pruned batch: the digest after it, which can no longer be computed."""
+    kept: tuple[int, ...] | None = None
+    """Of a pruned batch: the seqs that are left."""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it stands for events that repair could not recover."""
+        return self.header.epoch == 0
+
+    @property
+    def header(self) -> RowHeader:
+        return unpack_row(self.row)[0]
+
+    def stored(self) -> StoredBatch:
+        """As readers get it."""
+        header, payload = unpack_row(self.row)
+        return StoredBatch(header.first_seq, header.last_seq, header.recorded_at_us, header.types, payload, self.kept)
+
+    def next_digest(self, previous: bytes) -> bytes:
+        """The digest after it."""
+        return chain_next(previous, self.row) if self.digest is None else self.digest
+
+
+def pack_chunk(batches: Sequence[SealedBatch]) -> bytes:
+    """A chunk that ends with a checksum of its own: pruned batches are not covered by the chain."""
+    packed: bytes = msgpack.packb([batch.row if batch.digest is None else tuple(batch) for batch in batches])
+    return zlib.compress(packed, _COMPRESSION)  # ends with an Adler-32 of the content, checked when it is unpacked
+
+
+def unpack_chunk(chunk: bytes) -> Iterator[SealedBatch]:
+    """The inverse of `pack_chunk`; ValueError or zlib.error if it was changed."""
+    entries: list[Any] = msgpack.unpackb(zlib.decompress(chunk), use_list=False)
+    for entry in entries:
+        yield SealedBatch(entry) if isinstance(entry, bytes) else SealedBatch(*entry)
+
+
+def pruned(batch: SealedBatch, previous: bytes, keep: Sequence[bool]) -> SealedBatch:
+    """The batch without the events that are not to be kept, in the order of those that it has."""
+    header, payload = unpack_row(batch.row)
+    seqs = batch.kept if batch.kept is not None else range(header.first_seq, header.last_seq + 1)
+    left: list[int] = []
+    parts: list[bytes] = []
+    records: list[int] = []
+    offset = 0
+    positions = set(header.records[1::3])
+    for seq, keeping, (start, end, _) in zip(seqs, keep, split_events(payload), strict=True):
+        if not keeping:
+            continue
+        if start in positions:
+            records += (len(left), offset, offset + end - start)
+        left.append(seq)
+        parts.append(payload[start:end])
+        offset += end - start
+    reduced = header._replace(records=tuple(records), types=header.types & ~PRUNED_TYPES)
+    row = msgpack.packb(reduced) + b"".join(parts)
+    return SealedBatch(row, batch.next_digest(previous), tuple(left))

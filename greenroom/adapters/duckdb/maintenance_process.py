@@ -1,0 +1,52 @@
+"""A process of its own for long work on the files of a store.
+
+One order as JSON on the first line of stdin, one answer as JSON on stdout. When stdin ends, whoever gave the order is
+gone, and the process ends too: what is half made has a name that does not count.
+"""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ...domain.errors import GreenroomError
+from ..logs import log_to_stderr
+from .sealing import SealOrder, seal
+
+_NICE = 10  # appends come first
+
+
+def _seal(order: dict[str, Any]) -> dict[str, Any] | None:
+    sealed = seal(SealOrder(**order))
+    return sealed._asdict() if sealed else None
+
+
+TASKS: Mapping[str, Callable[[dict[str, Any]], Any]] = {"seal": _seal}
+
+
+def main() -> None:
+    log_to_stderr()
+    os.nice(_NICE)
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    answer: dict[str, Any]
+    try:
+        answer = {"answer": TASKS[request["task"]](request["order"])}
+    except GreenroomError as exc:
+        answer = {"error": {"message": exc.message, "details": exc.details}}
+    except Exception as exc:  # noqa: BLE001  handed on: the asker gets it
+        answer = {"error": {"message": f"{type(exc).__name__}: {exc}", "details": {}}}
+    sys.stdout.write(json.dumps(answer))
+    sys.stdout.flush()
+    os._exit(0)  # not past the thread that waits for stdin
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""A store that is open: its files, and the threads that write and keep them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...domain.errors import GreenroomError
+from .group_commit import GroupCommit, WriterCallbacks
+from .log_file import Grant, LogFile
+from .log_keeper import LogKeeper
+from .log_sources import CurrentSources, LogSources
+from .manifest import Manifest
+from .record_thread import RecordThread
+from .store_folder import Found, StoreFolder
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStore:
+    """The parts of an open store, wired."""
+
+    folder: StoreFolder
+    sources: CurrentSources
+    writer: GroupCommit
+    records: RecordThread
+    keeper: LogKeeper
+
+    def grant(self, session_id: str) -> Grant | None:
+        """The session's newest owner; None if nobody ever owned it."""
+        return self.sources().grant(session_id) or self.records.find_grant(session_id)
+
+    def locate(self, session_id: str) -> tuple[int, int] | None:
+        """Key and last seq of the session; None if nobody ever owned it."""
+        grant = self.grant(session_id)
+        if grant is None:
+            return None
+        end = self.sources().end(grant.session_key)
+        return grant.session_key, end[0] if end else 0
+
+    def event_count(self) -> int:
+        """Events in all the files."""
+        logs = sum(log.contents.event_count for log in self.sources().logs)
+        return logs + sum(entry.events for entry in self.keeper.manifest.parts)
+
+    def close(self) -> None:
+        """Finish what has arrived, and close the files."""
+        self.writer.stop()
+        self.records.stop()
+        sources = self.sources()
+        for file in (*sources.parts, *sources.logs):
+            file.close()
+        self.folder.release()
+
+
+def open_store(path: Path, callbacks: WriterCallbacks) -> OpenStore:
+    """Open the folder and start the threads. Call it in a thread; the typed error says why it does not open."""
+    folder = StoreFolder(path)
+    try:
+        return _wire(folder, folder.open(), callbacks)
+    except GreenroomError:
+        folder.release()
+        raise
+
+
+def _wire(folder: StoreFolder, found: Found, callbacks: WriterCallbacks) -> OpenStore:
+    sources = CurrentSources(LogSources(found.parts, found.frozen, found.hot.file))
+    logs = sources().logs
+    newest_batch = max([found.manifest.sealed_batch, *(log.last_batch for log in logs if log.contents.batch_count)])
+    records = folder.open_records(
+        lambda path: RecordThread(path, sources, lambda: writer.committed_batch, on_failed=callbacks.failed),
+        found.manifest,
+    )
+    writer = GroupCommit(
+        found.hot,
+        sources,
+        records.find_grant,
+        next_batch=newest_batch + 1,
+        next_session_key=_next_session_key(found.manifest, logs),
+        callbacks=callbacks,
+    )
+    keeper = LogKeeper(folder, found.manifest, sources, writer, records)
+    writer.start()
+    records.start()
+    return OpenStore(folder, sources, writer, records, keeper)
+
+
+def _next_session_key(manifest: Manifest, logs: tuple[LogFile, ...]) -> int:
+    known = [manifest.next_session_key - 1]
+    known += [max(log.contents.session_ids, default=0) for log in logs]
+    known += [max(log.contents.spans, default=0) for log in logs]
+    known += [max(manifest.deleted, default=0)]
+    return max(known) + 1

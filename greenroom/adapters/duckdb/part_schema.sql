@@ -1,0 +1,32 @@
+-- A sealed part: what some log files held, clustered by session. Written once by the sealing process, then only read.
+
+CREATE TABLE meta (name VARCHAR NOT NULL, value VARCHAR NOT NULL);
+
+-- The newest owner of each session in the part.
+CREATE TABLE grants (
+    session_key BIGINT NOT NULL,
+    session_id VARCHAR NOT NULL,
+    epoch BIGINT NOT NULL,
+    owner VARCHAR NOT NULL,
+    granted_at_us BIGINT NOT NULL
+);
+
+-- One row per session: which seqs are here, and the digests before and after them.
+CREATE TABLE spans (
+    session_key BIGINT NOT NULL,
+    first_seq BIGINT NOT NULL,
+    last_seq BIGINT NOT NULL,
+    previous BLOB NOT NULL,
+    digest BLOB NOT NULL,
+    pruned BIGINT NOT NULL
+);
+
+-- Some consecutive batches of a session, compressed. Sorted by session_key and first_seq, so that DuckDB's zone maps
+-- leave a cursor's read one or two row groups to look at.
+CREATE TABLE chunks (
+    session_key BIGINT NOT NULL,
+    first_seq BIGINT NOT NULL,
+    last_seq BIGINT NOT NULL,
+    types BIGINT NOT NULL,
+    chunk BLOB NOT NULL
+);

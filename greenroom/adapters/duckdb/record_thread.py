@@ -1,0 +1,138 @@
+"""The thread that owns the records: it folds what was committed into them, and answers questions about them."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ...domain.errors import GreenroomError, StorageError
+from ..logs import get_logger
+from .log_file import Grant
+from .log_sources import CurrentSources
+from .record_tables import STEP_BATCHES, RecordTables
+
+_log = get_logger(__name__)
+
+IDLE_S = 0.25
+"""How long nothing must be committed before the records follow by themselves: not in the middle of a burst."""
+
+MAX_BEHIND = 50_000
+"""Batches that the records may lag behind; past that they follow while appends go on."""
+
+CHECKPOINT_WAL_BYTES = 8 * 1024 * 1024
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(slots=True)
+class _Job:
+    work: Callable[[RecordTables], Any]
+    done: "Future[Any]"
+    after: int
+    """The batch that the tables must hold before it runs."""
+
+
+class RecordThread:
+    """Jobs run one after another, each when the records hold everything that was committed before it was asked for."""
+
+    def __init__(
+        self,
+        path: Path,
+        sources: CurrentSources,
+        committed_batch: Callable[[], int],
+        *,
+        on_failed: Callable[[Exception], None],
+    ) -> None:
+        """Opens the file. StorageError if it does not open."""
+        self.tables = RecordTables(path)
+        self._sources = sources
+        self._committed_batch = committed_batch
+        self._on_failed = on_failed
+        self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._committed_at = 0.0
+        self._nudged = threading.Event()
+        self._ended = False
+        self._thread = threading.Thread(target=self._main, name="greenroom-records", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def find_grant(self, session_id: str) -> Grant | None:
+        """The session's newest owner as of when it was last sealed. From any thread."""
+        return self.tables.grant(session_id)
+
+    def committed(self) -> None:
+        """Something was committed. Cheap: called for every group."""
+        self._committed_at = time.monotonic()
+        if not self._nudged.is_set():
+            self._nudged.set()
+            self._inbox.put(None)
+
+    def run(self, work: Callable[[RecordTables], ResultT], *, after: int | None = None) -> "Future[ResultT]":
+        """Run the work when the records hold everything that was committed before, or up to the batch `after`."""
+        done: Future[Any] = Future()
+        if self._ended:
+            done.set_exception(StorageError("The event store is closed."))
+            return done
+        self._inbox.put(_Job(work, done, self._committed_batch() if after is None else after))
+        return done
+
+    def stop(self) -> None:
+        """Answer what was asked for, close the file, end the thread."""
+        self._ended = True
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _main(self) -> None:
+        try:
+            while not self._ended or not self._inbox.empty():
+                self._turn()
+            self.tables.close()
+        except Exception as exc:  # noqa: BLE001  handed on: the process ends and starts anew
+            _log.exception("event_store_records_failed")
+            self._on_failed(exc)
+
+    def _turn(self) -> None:
+        try:
+            job = self._inbox.get(timeout=IDLE_S if self._is_behind else None)
+        except queue.Empty:
+            job = None
+        if job is not None:
+            self._do(job)
+            return
+        if not self._is_behind:
+            self._nudged.clear()
+            self.tables.checkpoint(if_larger=CHECKPOINT_WAL_BYTES)
+            if self._is_behind:  # committed while the flag was still up
+                self._nudged.set()
+        elif self._may_follow():
+            self._step()
+
+    @property
+    def _is_behind(self) -> bool:
+        return self.tables.watermark < self._committed_batch()
+
+    def _may_follow(self) -> bool:
+        behind = self._committed_batch() - self.tables.watermark
+        return behind > MAX_BEHIND or time.monotonic() - self._committed_at >= IDLE_S
+
+    def _do(self, job: _Job) -> None:
+        while self.tables.watermark < job.after:
+            if not self._step():
+                break
+        if job.done.cancelled():
+            return
+        try:
+            job.done.set_result(job.work(self.tables))
+        except Exception as exc:  # noqa: BLE001  handed on: the asker gets it
+            job.done.set_exception(exc if isinstance(exc, GreenroomError) else StorageError(str(exc)))
+
+    def _step(self) -> bool:
+        rows = self._sources().rows_from(self.tables.watermark + 1, STEP_BATCHES)
+        if rows:
+            self.tables.step(rows)
+        return bool(rows)
