@@ -110,7 +110,7 @@ def through_the_store(runtime: Runtime, *, encoded: bool) -> Figure:
 def raw_appender_events_per_s(*, encoded: bool, group: int) -> float:
     """DuckDB's appender on a table of its own: a row a batch, a flush per group of as many as the store had."""
     from greenroom.adapters.duckdb.log_file import LogFile
-    from greenroom.adapters.duckdb.log_rows import header_of, pack_row
+    from greenroom.adapters.duckdb.log_rows import header_of, stamped_row
 
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".bench-") as folder:
         log = LogFile.create(Path(folder) / "raw.duckdb", 1)
@@ -124,8 +124,8 @@ def raw_appender_events_per_s(*, encoded: bool, group: int) -> float:
                 for _ in range(group):
                     batch = encoder.encode(events)
                     number += 1
-                    header = header_of(number, 1, number, number * BATCH, now_us(), batch)
-                    log.append_batch(1, header, pack_row(header, batch.payload), b"", b"")
+                    header = header_of(1, number, number * BATCH, now_us(), batch)
+                    log.append_batch(1, header, stamped_row(number, header, batch.payload), b"", b"")
                 log.flush(grants=False, batches=True)
 
         taken_s = seconds(append_all)

@@ -153,6 +153,11 @@ class ArtifactFolder:
         with _failures_as(StorageReadFailed, f"The artifacts of {owner} cannot be listed"):
             return sorted(_PREFIX + name for name in _names_in(folder) if _DIGEST.fullmatch(name))
 
+    def owners(self) -> list[str]:
+        """Everybody who refers to something."""
+        with _failures_as(StorageReadFailed, "The owners of artifacts cannot be listed"):
+            return sorted(_names_in(self._owners))
+
     def total_bytes(self) -> int:
         """As the port says, as far as it is known here: see the class. What is being written is not in it."""
         total = self._total

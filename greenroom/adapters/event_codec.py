@@ -99,13 +99,13 @@ def join_batches(batches: Sequence[EncodedBatch]) -> EncodedBatch:
 
 
 def record_events(
-    session_id: str, first_seq: int, recorded_at_us: int, records: Sequence[int], payload: bytes
+    session_id: str, seqs: Sequence[int], recorded_at_us: int, records: Sequence[int], payload: bytes
 ) -> Iterator[Event]:
-    """The events of a batch that change a record; the others are not looked at."""
+    """The events of a batch that change a record; the others are not looked at. `seqs` are those of all of them."""
     view = memoryview(payload)
     for index, start, end in batched(records, 3):
         fields = msgpack.unpackb(view[start:end], strict_map_key=False)
-        yield _event(session_id, first_seq + index, from_microseconds(recorded_at_us), fields)
+        yield _event(session_id, seqs[index], from_microseconds(recorded_at_us), fields)
 
 
 def decode_slab(session_id: str, slab: Slab) -> list[Event]:

@@ -8,6 +8,10 @@ from ..domain.event import EventType, mask_of
 from ..domain.event_log import EventQuery
 from .event_codec import Slab, event_bounds, split_events
 
+EVERY_TYPE = (1 << 62) - 1
+PRUNED_TYPES = mask_of({EventType.MESSAGE_STREAMED})
+"""What pruning takes away; a query for other types misses nothing."""
+
 
 class StoredBatch(NamedTuple):
     """One committed batch as the store keeps it."""
@@ -21,14 +25,15 @@ class StoredBatch(NamedTuple):
     """The seqs that are left, when some of the batch were pruned or lost."""
 
     @property
+    def is_lost(self) -> bool:
+        """Whether events of any type may be missing here, not only those that pruning takes."""
+        return self.kept == () and self.types == EVERY_TYPE
+
+    @property
     def seqs(self) -> Sequence[int]:
         """The seqs of the events in the payload."""
         return self.kept if self.kept is not None else range(self.first_seq, self.last_seq + 1)
 
-
-EVERY_TYPE = (1 << 62) - 1
-PRUNED_TYPES = mask_of({EventType.MESSAGE_STREAMED})
-"""What pruning takes away; a query for other types misses nothing."""
 
 _TYPE, _TIMESTAMP, _RUN_ID = 1, 2, 3  # positions in the packed event, as in NewEvent
 
@@ -69,7 +74,7 @@ class EventSelection:
                 return
             if self._query.types is not None:  # batches without those types may have been left out before this one
                 self._next_seq = max(self._next_seq, batch.first_seq)
-            if self._minds_gaps and not self._is_whole(batch):
+            if (self._minds_gaps or batch.is_lost) and not self._is_whole(batch):
                 self._take_up_to_gap(batch)
                 continue
             self._next_seq = batch.last_seq + 1

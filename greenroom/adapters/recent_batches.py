@@ -34,10 +34,16 @@ class RecentBatches:
         kept = list(batches)
         return kept[bisect_right(kept, seq, key=lambda batch: batch.last_seq) :]
 
+    def forget(self, session_id: str) -> None:
+        """Nothing of the session is kept; what it took is given back when its turn to be forgotten comes."""
+        if session_id in self._by_session:
+            self._by_session[session_id].clear()
+
     def _forget_oldest(self) -> None:
         session_id, size = self._by_age.popleft()
-        batches = self._by_session[session_id]
-        batches.popleft()
         self._bytes -= size
+        batches = self._by_session.get(session_id)
+        if batches:
+            batches.popleft()
         if not batches:
-            del self._by_session[session_id]
+            self._by_session.pop(session_id, None)

@@ -14,7 +14,7 @@ def chain_start(session_id: str) -> bytes:
     return hashlib.sha256(b"greenroom log 1\0" + session_id.encode()).digest()
 
 
-def chain_next(previous: bytes, row: bytes) -> bytes:
+def chain_next(previous: bytes, row: bytes | memoryview) -> bytes:
     """The digest after a batch, of its stored bytes and the digest before it."""
     digest = hashlib.sha256(previous)
     digest.update(row)

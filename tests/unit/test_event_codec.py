@@ -131,7 +131,7 @@ def test_joined_batches_are_one_batch_of_all_their_events(parts: list[list[NewEv
 def test_record_events_are_those_that_change_a_record(events: list[NewEvent]) -> None:
     batch = BatchEncoder().encode(events)
 
-    found = list(record_events(SESSION, 3, RECORDED_AT_US, batch.records, batch.payload))
+    found = list(record_events(SESSION, range(3, 3 + batch.event_count), RECORDED_AT_US, batch.records, batch.payload))
 
     assert [event for event in all_stored(events, 3) if event.type in RECORD_TYPES] == found
 

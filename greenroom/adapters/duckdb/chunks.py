@@ -8,8 +8,8 @@ import msgpack
 
 from ...domain.hash_chain import chain_next
 from ..event_codec import split_events
-from ..event_selection import PRUNED_TYPES, StoredBatch
-from .log_rows import RowHeader, unpack_row
+from ..event_selection import EVERY_TYPE, PRUNED_TYPES, StoredBatch
+from .log_rows import RowHeader, batch_id_of, pack_row, row_of, unpack_row
 
 CHUNK_EVENTS = 64
 CHUNK_BYTES = 32 * 1024
@@ -19,14 +19,20 @@ _COMPRESSION = 1
 
 
 class SealedBatch(NamedTuple):
-    """A batch in a part."""
+    """A batch as it lies in a file."""
 
+    batch_id: int
     row: bytes
-    """The stored row; of a pruned batch, the row of what is left."""
+    """The row; of a pruned batch, the row of what is left."""
     digest: bytes | None = None
     """Of a pruned batch: the digest after it, which can no longer be computed."""
     kept: tuple[int, ...] | None = None
     """Of a pruned batch: the seqs that are left."""
+
+    @classmethod
+    def of(cls, stored: bytes) -> "SealedBatch":
+        """A batch of a log file."""
+        return cls(batch_id_of(stored), bytes(row_of(stored)))
 
     @property
     def is_lost(self) -> bool:
@@ -34,10 +40,16 @@ class SealedBatch(NamedTuple):
         return self.header.epoch == 0
 
     @property
+    def seqs(self) -> Sequence[int]:
+        """The seqs of the events that are there."""
+        header = self.header
+        return self.kept if self.kept is not None else range(header.first_seq, header.last_seq + 1)
+
+    @property
     def header(self) -> RowHeader:
         return unpack_row(self.row)[0]
 
-    def stored(self) -> StoredBatch:
+    def readable(self) -> StoredBatch:
         """As readers get it."""
         header, payload = unpack_row(self.row)
         return StoredBatch(header.first_seq, header.last_seq, header.recorded_at_us, header.types, payload, self.kept)
@@ -47,29 +59,34 @@ class SealedBatch(NamedTuple):
         return chain_next(previous, self.row) if self.digest is None else self.digest
 
 
+def lost_batch(batch_id: int, first_seq: int, last_seq: int, digest: bytes) -> SealedBatch:
+    """Stands for events that were acknowledged and cannot be recovered: their seqs stay taken."""
+    header = RowHeader(0, 0, first_seq, last_seq - first_seq + 1, 0, EVERY_TYPE, ())
+    return SealedBatch(batch_id, pack_row(header, b""), digest, ())
+
+
 def pack_chunk(batches: Sequence[SealedBatch]) -> bytes:
     """A chunk that ends with a checksum of its own: pruned batches are not covered by the chain."""
-    packed: bytes = msgpack.packb([batch.row if batch.digest is None else tuple(batch) for batch in batches])
-    return zlib.compress(packed, _COMPRESSION)  # ends with an Adler-32 of the content, checked when it is unpacked
+    entries = [batch[:2] if batch.digest is None else tuple(batch) for batch in batches]
+    return zlib.compress(msgpack.packb(entries), _COMPRESSION)  # its Adler-32 is checked when it is unpacked
 
 
 def unpack_chunk(chunk: bytes) -> Iterator[SealedBatch]:
     """The inverse of `pack_chunk`; ValueError or zlib.error if it was changed."""
     entries: list[Any] = msgpack.unpackb(zlib.decompress(chunk), use_list=False)
     for entry in entries:
-        yield SealedBatch(entry) if isinstance(entry, bytes) else SealedBatch(*entry)
+        yield SealedBatch(*entry)
 
 
 def pruned(batch: SealedBatch, previous: bytes, keep: Sequence[bool]) -> SealedBatch:
     """The batch without the events that are not to be kept, in the order of those that it has."""
     header, payload = unpack_row(batch.row)
-    seqs = batch.kept if batch.kept is not None else range(header.first_seq, header.last_seq + 1)
     left: list[int] = []
     parts: list[bytes] = []
     records: list[int] = []
     offset = 0
     positions = set(header.records[1::3])
-    for seq, keeping, (start, end, _) in zip(seqs, keep, split_events(payload), strict=True):
+    for seq, keeping, (start, end, _) in zip(batch.seqs, keep, split_events(payload), strict=True):
         if not keeping:
             continue
         if start in positions:
@@ -78,5 +95,5 @@ def pruned(batch: SealedBatch, previous: bytes, keep: Sequence[bool]) -> SealedB
         parts.append(payload[start:end])
         offset += end - start
     reduced = header._replace(records=tuple(records), types=header.types & ~PRUNED_TYPES)
-    row = msgpack.packb(reduced) + b"".join(parts)
-    return SealedBatch(row, batch.next_digest(previous), tuple(left))
+    row = pack_row(reduced, b"".join(parts))
+    return SealedBatch(batch.batch_id, row, batch.next_digest(previous), tuple(left))

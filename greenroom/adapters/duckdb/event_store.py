@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...domain.errors import InvalidCursor, QueueFull, SessionNotFound, StorageReadFailed
+from ...domain.errors import AlreadyExists, InvalidCursor, QueueFull, SessionNotFound, StorageReadFailed
 from ...domain.event_log import EventQuery, Ownership, SessionRecords
 from ...domain.run import Run
 from ...domain.session import Session
@@ -19,6 +19,7 @@ from .group_commit import CommittedGroup, WriterCallbacks
 from .log_sources import LogSources
 from .open_store import OpenStore, open_store
 from .record_tables import RecordTables
+from .session_archive import read_head
 from .verification import Verification, verify_session
 
 RECENT_BYTES = 64 * 1024 * 1024
@@ -64,7 +65,16 @@ class DuckDBEventStore:
             failed=self._in_loop(self._on_fatal),
         )
         self._open = await asyncio.to_thread(open_store, self.path, callbacks)
+        await self._finish_deletions()
         self._open.keeper.tidy_soon()
+
+    async def _finish_deletions(self) -> None:
+        """Of sessions whose deletion a crash cut short after the point of no return."""
+        store = self._store
+        sealed = await self._records(lambda tables: tables.owned(store.keeper.manifest.deleted))
+        unsealed = [session_id for session_id in store.deleted if store.grant(session_id) is None]
+        for session_id in {*sealed, *unsealed}:
+            await self._forget_traces(session_id)
 
     def _in_loop(self, work: Callable[..., None]) -> Callable[..., None]:
         def call(*args: Any) -> None:
@@ -127,9 +137,12 @@ class DuckDBEventStore:
         for answer, answers in group.answers:
             answer(answers)
         for session_id, _, _ in group.batches:
-            for waiter in self._waiters.pop(session_id, ()):
-                if not waiter.done():
-                    waiter.set_result(None)
+            self._wake(session_id)
+
+    def _wake(self, session_id: str) -> None:
+        for waiter in self._waiters.pop(session_id, ()):
+            if not waiter.done():
+                waiter.set_result(None)
 
     def _know(self, session_id: str, session_key: int, last_seq: int) -> None:
         self._ends[session_id] = (session_key, last_seq)
@@ -280,10 +293,55 @@ class DuckDBEventStore:
         )
         return await self._in_reader(verify_session, session_id, session_key, last_seq, parts, logs)
 
+    async def delete_session(self, session_id: str) -> None:
+        """Forget the session: when this returns nobody can read it or write it, and nothing brings it back. Its bytes
+        leave the files when they are next compacted. SessionNotFound if there is none."""
+        store = self._store
+        session_key = await asyncio.wrap_future(store.writer.forget(session_id))
+        if session_key is None:
+            raise SessionNotFound(details={"session_id": session_id})
+        await store.keeper.delete(session_key)
+        self._ends.pop(session_id, None)
+        self._recent.forget(session_id)
+        await self._forget_traces(session_id)
+        await asyncio.wrap_future(store.writer.forgotten(session_id))
+        self._wake(session_id)
+
+    async def _forget_traces(self, session_id: str) -> None:
+        """Everything but its rows in the log. The records last: they tell an opening that there is something to do."""
+        await asyncio.to_thread(self._store.artifacts.delete_owner, session_id)
+        await self._records(lambda tables: tables.forget(session_id))
+
     async def compact(self) -> None:
         """Rewrite the files without what was deleted or may be pruned; appends go on meanwhile."""
         await self._store.keeper.compact()
         await self._records(lambda tables: tables.compact())
+        await asyncio.to_thread(self._store.artifacts.collect)
+
+    async def export_session(self, session_id: str, path: Path) -> int:
+        """Write the session as it is now to one file; returns how many events it holds. SessionNotFound."""
+        await self._end(session_id)
+        grant = await self._in_reader(self._store.grant, session_id)
+        if grant is None:
+            raise SessionNotFound(details={"session_id": session_id})
+        return await self._store.keeper.export(grant, path)
+
+    async def import_session(self, path: Path) -> str:
+        """Take in the session of an archive; returns its id. InvalidFormat if it is not whole, AlreadyExists if there
+        is a session of that name; then nothing was changed."""
+        head = await asyncio.to_thread(read_head, path)
+        if await self._in_reader(self._store.grant, head.session_id) is not None:
+            raise AlreadyExists(
+                f"There is a session {head.session_id} here already; delete it first, or import elsewhere.",
+                details={"session_id": head.session_id},
+            )
+        grant, part = await self._store.keeper.import_(path)
+        await self._records(lambda tables: tables.take_in(grant, part.session_batches(grant.session_key)))
+        return grant.session_id
+
+    async def back_up(self, target: Path) -> int:
+        """Copy the store as it is now to a folder that does not exist yet; returns the bytes."""
+        return await self._store.keeper.back_up(target)
 
     def _own(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+from ...domain.errors import GreenroomError, InvalidOperation
 from ...domain.event_log import Ownership
 from ...domain.hash_chain import chain_next, chain_start
 from ...domain.log_head import REMEMBERED_BATCHES, Fenced, LogHead, OutOfOrder, Placed, Repeated
@@ -18,7 +19,7 @@ from ..event_selection import StoredBatch
 from ..logs import get_logger
 from .head_journal import HeadJournal, grant_head
 from .log_file import Grant
-from .log_rows import header_of, pack_row, unpack_row
+from .log_rows import header_of, row_of, stamped_row
 from .log_sources import CurrentSources
 from .store_folder import OpenLog
 
@@ -144,6 +145,7 @@ class GroupCommit:
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._unrecorded: queue.Queue[_Unrecorded | HeadJournal | None] = queue.Queue(MAX_UNRECORDED_GROUPS)
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
+        self._leaving: set[str] = set()
         self._prepared: OpenLog | None = None
         self._asked_to_prepare = False
         self._threads = [
@@ -180,8 +182,20 @@ class GroupCommit:
         return done
 
     def forget(self, session_id: str) -> "Future[int | None]":
-        """Know the session no more: nobody can write it from now on. Gives its key, if there was one."""
+        """Know the session no more: nobody can write it from now on, or own it until `forgotten`. Gives its key, if
+        there was one."""
         return self.between_groups(lambda: self._forget(session_id))
+
+    def forgotten(self, session_id: str) -> "Future[None]":
+        """No trace of the session is left that a new one of the same name could take for its own."""
+        return self.between_groups(lambda: self._leaving.discard(session_id))
+
+    def set_aside(self, batch_count: int) -> "Future[tuple[int, int]]":
+        """A session key, and the number of the first of so many batches, for what comes into the log from elsewhere.
+
+        Within a file the numbers follow each other, so the writer turns to the prepared file before.
+        """
+        return self.between_groups(lambda: self._set_aside(batch_count))
 
     def prepare(self, log: OpenLog) -> None:
         """The file to turn to when the current one is full; the manifest names it already."""
@@ -216,7 +230,7 @@ class GroupCommit:
             )
             for item in group:
                 if isinstance(item, _Call):
-                    item.done.set_result(item.work())
+                    _answer(item)
             self._rotate_when_full()
             if None in group:
                 self._unrecorded.put(None)
@@ -242,7 +256,11 @@ class GroupCommit:
             return
         recorded_at_us = now_us()
         records: list[bytes] = []
-        granted = [(grant.granted, self._place_grant(grant, recorded_at_us, records)) for grant in grants]
+        granted = [
+            (grant.granted, self._place_grant(grant, recorded_at_us, records))
+            for grant in grants
+            if not self._refuse_leaving(grant)
+        ]
         named = len(self._log.contents.grants)
         stored: list[CommittedBatch] = []
         answers = [
@@ -250,11 +268,21 @@ class GroupCommit:
             for append in appends
         ]
         self._log.flush(
-            grants=bool(grants) or len(self._log.contents.grants) > named,
+            grants=bool(granted) or len(self._log.contents.grants) > named,
             batches=bool(stored),
         )
         self.committed_batch = self._next_batch - 1
         self._unrecorded.put(_Unrecorded(self._journal, b"".join(records), CommittedGroup(stored, answers), granted))
+
+    def _refuse_leaving(self, grant: _Grant) -> bool:
+        if grant.session_id in self._leaving:
+            grant.granted.set_exception(
+                InvalidOperation(
+                    f"Session {grant.session_id} is being deleted; try again when it is.",
+                    details={"session_id": grant.session_id},
+                )
+            )
+        return grant.session_id in self._leaving
 
     def _place_grant(self, grant: _Grant, now: int, records: list[bytes]) -> Ownership:
         session = self._session(grant.session_id)
@@ -266,7 +294,7 @@ class GroupCommit:
         head.grant()
         owned = Grant(head.session_key, grant.session_id, head.epoch, grant.owner, now)
         self._keep(_Session(head, owned))
-        self._log.append_grant(owned)
+        records.append(self._log.append_grant(owned))
         records.append(grant_head(head.session_key, head.epoch, head.last_seq))
         return Ownership(epoch=head.epoch, last_seq=head.last_seq)
 
@@ -281,11 +309,12 @@ class GroupCommit:
             case Placed(first_seq):
                 batch = entry.batch
                 if entry.session_id not in self._log.contents.grants:
-                    self._log.append_grant(session.grant)  # so that each file can be read without the others
-                header = header_of(self._next_batch, head.epoch, entry.batch_number, first_seq, recorded_at_us, batch)
+                    # So that each file can be read without the others.
+                    records.append(self._log.append_grant(session.grant))
+                header = header_of(head.epoch, entry.batch_number, first_seq, recorded_at_us, batch)
+                row = stamped_row(self._next_batch, header, batch.payload)
                 self._next_batch += 1
-                row = pack_row(header, batch.payload)
-                digest = chain_next(head.digest, row)
+                digest = chain_next(head.digest, row_of(row))
                 records.append(self._log.append_batch(head.session_key, header, row, head.digest, digest))
                 head.advance(
                     batch_number=entry.batch_number,
@@ -307,7 +336,7 @@ class GroupCommit:
         session = self._sessions.get(session_id)
         if session is None:
             grant = self._sources().grant(session_id) or self._known_grant(session_id)
-            if grant is None:
+            if grant is None or session_id in self._leaving:
                 return None
             session = _Session(self._head(grant), grant)
             self._keep(session)
@@ -319,8 +348,8 @@ class GroupCommit:
         sources = self._sources()
         last_seq, digest = sources.end(grant.session_key) or (0, chain_start(grant.session_id))
         head = LogHead(grant.session_key, grant.epoch, last_seq, digest=digest)
-        for row in reversed(sources.newest_rows(grant.session_key, REMEMBERED_BATCHES)):
-            header, _ = unpack_row(row)
+        for batch in reversed(sources.newest_batches(grant.session_key, REMEMBERED_BATCHES)):
+            header = batch.header
             if header.epoch == grant.epoch:
                 head.answers[header.batch_number] = (header.first_seq, header.recorded_at_us)
                 head.last_batch = header.batch_number
@@ -335,10 +364,23 @@ class GroupCommit:
         session = self._session(session_id)
         if session is None:
             return None
+        self._leaving.add(session_id)
         del self._sessions[session_id]
         for log in self._sources().logs:
             log.contents.forget(session.head.session_key)
         return session.head.session_key
+
+    def _set_aside(self, batch_count: int) -> tuple[int, int]:
+        contents = self._log.contents
+        if contents.batch_count:
+            if not self._rotate():
+                raise InvalidOperation("The next log file is not prepared yet; try again.")
+            contents = self._log.contents
+        first_batch, session_key = self._next_batch, self._next_session_key
+        self._next_batch += batch_count
+        self._next_session_key += 1
+        contents.first_batch = self._next_batch
+        return session_key, first_batch
 
     def _rotate_when_full(self) -> None:
         contents = self._log.contents
@@ -392,6 +434,13 @@ class GroupCommit:
                 granted.set_result(ownership)
             if group.group.answers:
                 self._callbacks.committed(group.group)
+
+
+def _answer(call: _Call) -> None:
+    try:
+        call.done.set_result(call.work())
+    except GreenroomError as exc:
+        call.done.set_exception(exc)
 
 
 def _size(item: _Item) -> int:

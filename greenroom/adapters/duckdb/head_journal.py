@@ -7,7 +7,7 @@ single-byte flips in its write-ahead log, 3 opened silently with fewer rows) dif
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ _BODY = struct.Struct(f">Bqqqq{DIGEST_BYTES}s{DIGEST_BYTES}s")
 _CHECKSUM = struct.Struct(">I")
 RECORD_BYTES = _BODY.size + _CHECKSUM.size
 _NO_DIGEST = bytes(DIGEST_BYTES)
+_NAME_BYTES = 2 * DIGEST_BYTES
 
 
 class HeadKind(IntEnum):
@@ -27,6 +28,7 @@ class HeadKind(IntEnum):
 
     BATCH = 1
     GRANT = 2
+    NAME = 3
 
 
 class Head(NamedTuple):
@@ -35,7 +37,7 @@ class Head(NamedTuple):
     kind: HeadKind
     session_key: int
     number: int
-    """Of a batch its batch_id, of a grant its epoch."""
+    """Of a batch its batch_id, of a grant its epoch, of a name the place of the piece of it."""
     first_seq: int
     last_seq: int
     previous: bytes
@@ -52,6 +54,22 @@ def batch_head(session_key: int, batch_id: int, first_seq: int, last_seq: int, p
 def grant_head(session_key: int, epoch: int, last_seq: int) -> bytes:
     """The record of a grant, made when the log of the session ended at last_seq."""
     return _packed(HeadKind.GRANT, session_key, epoch, last_seq, last_seq, _NO_DIGEST, _NO_DIGEST)
+
+
+def name_heads(session_key: int, session_id: str) -> bytes:
+    """Records of the session's name, in pieces: with them the journal can be read without the log file."""
+    name = session_id.encode()
+    pieces = [name[start : start + _NAME_BYTES] for start in range(0, len(name), _NAME_BYTES)]
+    return b"".join(
+        _packed(HeadKind.NAME, session_key, place, 0, 0, piece[:DIGEST_BYTES], piece[DIGEST_BYTES:])
+        for place, piece in enumerate(pieces)
+    )
+
+
+def name_of(pieces: Sequence[Head]) -> str:
+    """The inverse of `name_heads`."""
+    ordered = sorted(pieces, key=lambda head: head.number)
+    return b"".join((head.previous + head.digest).rstrip(b"\0") for head in ordered).decode()
 
 
 def _packed(
@@ -90,6 +108,22 @@ class HeadJournal:
 def read_heads(path: Path) -> Iterator[Head]:
     """The records, in order. InvalidFormat at the first that was changed; a last one that was cut short is left out,
     as nothing in it was acknowledged."""
+    for number, head in enumerate(_records(path)):
+        if head is None:
+            raise _changed(path, number)
+        yield head
+
+
+def salvage_heads(path: Path) -> list[Head]:
+    """The records that can be read; those that were changed are left out."""
+    try:
+        return [head for head in _records(path) if head is not None]
+    except (InvalidFormat, FileNotFoundError):
+        return []
+
+
+def _records(path: Path) -> Iterator[Head | None]:
+    """The records, in order; None for each that was changed."""
     content = path.read_bytes()
     if len(content) < len(_MAGIC):
         if _MAGIC.startswith(content):
@@ -103,7 +137,8 @@ def read_heads(path: Path) -> Iterator[Head]:
         body = content[start : start + _BODY.size]
         (checksum,) = _CHECKSUM.unpack_from(content, start + _BODY.size)
         if checksum != zlib.crc32(body):
-            raise _changed(path, number)
+            yield None
+            continue
         kind, *rest = _BODY.unpack(body)
         yield Head(HeadKind(kind), *rest)
 

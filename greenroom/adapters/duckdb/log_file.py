@@ -14,8 +14,8 @@ from ...domain.hash_chain import chain_next, chain_start
 from ..event_selection import StoredBatch
 from .chunks import SealedBatch
 from .duckdb_files import connect, storage_error, wal_of
-from .head_journal import Head, HeadKind, batch_head, read_heads
-from .log_rows import RowHeader, stored_batch, unpack_row
+from .head_journal import Head, HeadKind, batch_head, name_heads, read_heads
+from .log_rows import RowHeader, batch_id_of
 from .manifest import LAYOUT_VERSION
 
 _PAGE = 256
@@ -144,20 +144,22 @@ class LogFile:
 
     # Writing
 
-    def append_grant(self, grant: Grant) -> None:
-        """Durable after `flush`."""
+    def append_grant(self, grant: Grant) -> bytes:
+        """Durable after `flush`; returns the records for the journal."""
+        is_named = grant.session_id in self.contents.grants
         self.contents.add_grant(grant)
         self._grants.append_row(*grant)
+        return b"" if is_named else name_heads(grant.session_key, grant.session_id)
 
-    def append_batch(self, session_key: int, header: RowHeader, row: bytes, previous: bytes, digest: bytes) -> bytes:
+    def append_batch(self, session_key: int, header: RowHeader, stored: bytes, previous: bytes, digest: bytes) -> bytes:
         """Durable after `flush`; returns the record for the journal."""
         last_seq = header.last_seq
-        self._batches.append_row(session_key, last_seq, row)
+        self._batches.append_row(session_key, last_seq, stored)
         contents = self.contents
-        contents.first_batch = contents.first_batch or header.batch_id
+        contents.first_batch = contents.first_batch or batch_id_of(stored)
         contents.add_batch(session_key, header.first_seq, last_seq, previous, digest)
-        contents.byte_count += len(row)
-        return batch_head(session_key, header.batch_id, header.first_seq, last_seq, previous, digest)
+        contents.byte_count += len(stored)
+        return batch_head(session_key, batch_id_of(stored), header.first_seq, last_seq, previous, digest)
 
     def flush(self, *, grants: bool, batches: bool) -> None:
         """Commit what was appended: one commit for the grants, then one for all the batches."""
@@ -193,7 +195,7 @@ class LogFile:
             with self._cursor() as cursor:
                 rows = cursor.execute(_OF_SESSION, [session_key, after, _PAGE]).fetchall()
             for _, row in rows:
-                yield stored_batch(row)
+                yield SealedBatch.of(row).readable()
             if len(rows) < _PAGE:
                 return
             after = rows[-1][0]
@@ -210,22 +212,22 @@ class LogFile:
             with self._cursor() as cursor:
                 rows = cursor.execute(_OF_SESSION, [session_key, after, _PAGE]).fetchall()
             for _, row in rows:
-                yield SealedBatch(row)
+                yield SealedBatch.of(row)
             if len(rows) < _PAGE:
                 return
             after = rows[-1][0]
 
-    def newest_rows(self, session_key: int, limit: int) -> list[bytes]:
-        """The newest rows of the session, the newest first."""
+    def newest_batches(self, session_key: int, limit: int) -> list[SealedBatch]:
+        """The newest batches of the session, the newest first."""
         with self._cursor() as cursor:
-            return [row for (row,) in cursor.execute(_NEWEST, [session_key, limit]).fetchall()]
+            return [SealedBatch.of(row) for (row,) in cursor.execute(_NEWEST, [session_key, limit]).fetchall()]
 
-    def rows_from(self, batch_id: int, limit: int) -> list[tuple[str | None, bytes]]:
-        """Session and row of the batches from that number on, in the order of commits; None for a deleted session."""
+    def batches_from(self, batch_id: int, limit: int) -> list[tuple[str | None, SealedBatch]]:
+        """Session and batch of the batches from that number on, in the order of commits; None for a deleted session."""
         first = max(0, batch_id - self.contents.first_batch)
         with self._cursor() as cursor:
             rows = cursor.execute(_SCAN, [first, first + limit]).fetchall()
-        return [(self.contents.session_ids.get(session_key), row) for session_key, row in rows]
+        return [(self.contents.session_ids.get(session_key), SealedBatch.of(row)) for session_key, row in rows]
 
 
 Link = tuple[int, bytes]
@@ -270,8 +272,8 @@ class _Check:
 
     def run(self, connection: duckdb.DuckDBPyConnection) -> CheckedLog:
         self._check_grants(connection)
-        for session_key, row in scan_rows(connection):
-            self._check_row(session_key, row)
+        for session_key, batch in scan_rows(connection):
+            self._check_batch(session_key, batch)
         for head in self._batches.values():  # those that no row matched
             self._damaged(head, "missing")
         return CheckedLog(self._contents, b"".join(self._unrecorded), self._damage)
@@ -288,20 +290,22 @@ class _Check:
                 problem = f"the grant of epoch {head.number} is missing"
                 self._damage.append(Damage(session_key, head.last_seq + 1, head.last_seq, problem))
 
-    def _check_row(self, session_key: int, row: bytes) -> None:
-        self._contents.byte_count += len(row)
+    def _check_batch(self, session_key: int, batch: SealedBatch) -> None:
+        self._contents.byte_count += len(batch.row)
         try:
-            header, _ = unpack_row(row)
+            last_seq_here = batch.header.last_seq
         except (ValueError, TypeError, StopIteration) as exc:  # whatever msgpack makes of changed bytes
             self._damage.append(Damage(session_key, 0, 0, f"a row cannot be read ({exc})"))
             return
-        self._contents.first_batch = self._contents.first_batch or header.batch_id
-        head = self._batches.pop(header.batch_id, None)
+        self._contents.first_batch = self._contents.first_batch or batch.batch_id
+        head = self._batches.pop(batch.batch_id, None)
         last_seq, previous = self._end(session_key, head)
         if head is None:
-            self._add_unrecorded(session_key, header, row, previous)
+            self._add_unrecorded(session_key, batch, previous)
             return
-        if session_key != head.session_key or chain_next(head.previous, row) != head.digest:
+        if (session_key, last_seq_here) != (head.session_key, head.last_seq) or chain_next(
+            head.previous, batch.row
+        ) != head.digest:
             self._damaged(head, "changed")
         elif head.first_seq != last_seq + 1 or head.previous != previous:
             self._damage.append(
@@ -318,11 +322,11 @@ class _Check:
             return head.first_seq - 1, head.previous
         return self._earlier(session_key) or (0, chain_start(self._session_ids.get(session_key, "")))
 
-    def _add_unrecorded(self, session_key: int, header: RowHeader, row: bytes, previous: bytes) -> None:
-        digest = chain_next(previous, row)
+    def _add_unrecorded(self, session_key: int, batch: SealedBatch, previous: bytes) -> None:
+        header, digest = batch.header, chain_next(previous, batch.row)
         self._contents.add_batch(session_key, header.first_seq, header.last_seq, previous, digest)
         self._unrecorded.append(
-            batch_head(session_key, header.batch_id, header.first_seq, header.last_seq, previous, digest)
+            batch_head(session_key, batch.batch_id, header.first_seq, header.last_seq, previous, digest)
         )
 
     def _damaged(self, head: Head, what: str) -> None:
@@ -332,8 +336,9 @@ class _Check:
 
 def scan_rows(
     connection: duckdb.DuckDBPyConnection, order: Literal["committed", "session"] = "committed"
-) -> Iterator[tuple[int, bytes]]:
-    """Key and row of all batches, in that order, streamed. The connection can do nothing else meanwhile."""
+) -> Iterator[tuple[int, SealedBatch]]:
+    """Key and batch of all batches, in that order, streamed. The connection can do nothing else meanwhile."""
     result = connection.execute(_ALL_ROWS[order])
     while rows := result.fetchmany(_PAGE):
-        yield from rows
+        for session_key, row in rows:
+            yield session_key, SealedBatch.of(row)

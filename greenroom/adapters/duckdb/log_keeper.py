@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import itertools
+import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,18 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from ...domain.errors import StorageError
+from ...domain.hash_chain import chain_start
 from ...domain.part_merging import parts_to_merge
 from ..clock import now_us
 from ..logs import get_logger
+from .backup import BackupOrder
+from .chunks import SealedBatch
 from .duckdb_files import wal_of
 from .group_commit import GroupCommit
-from .log_file import LogFile
+from .log_file import Grant, Link, LogFile, SessionSpan
 from .log_sources import CurrentSources
 from .maintenance import run_maintenance
 from .manifest import Manifest, PartEntry
 from .part_file import PartFile
 from .record_thread import RecordThread
 from .sealing import Sealed, SealOrder
+from .session_archive import read_head
+from .session_transfer import ExportOrder, ImportOrder, write_tail
 from .store_folder import StoreFolder
 
 _log = get_logger(__name__)
@@ -96,6 +103,11 @@ class LogKeeper:
         if self._sources().frozen:
             self.rotated()
 
+    async def delete(self, session_key: int) -> None:
+        """From now on the session's rows do not count, whatever happens: the point of no return."""
+        async with self._manifest_lock:
+            await self.change_manifest(deleted=(*self.manifest.deleted, session_key))
+
     # Sealing
 
     async def _tidy(self) -> None:
@@ -112,16 +124,14 @@ class LogKeeper:
             if not frozen:
                 return False
             await self._remember_owners(frozen)
-            order = SealOrder(
-                logs=[await self._in_thread(self._copy, log) for log in frozen],
-                output=str(await self._next_part()),
-                dropped=self.manifest.deleted,
-                prune_before_us=self._prune_before_us(),
-            )
-            try:
+            with self._folder.workspace() as work:
+                order = SealOrder(
+                    logs=[await self._in_thread(self._copy, log, work) for log in frozen],
+                    output=str(await self._next_part()),
+                    dropped=self.manifest.deleted,
+                    prune_before_us=self._prune_before_us(),
+                )
                 part = await self._make_part(order)
-            finally:
-                await self._in_thread(self._remove_copies, frozen)
             await self._take_in_sealed(frozen, part)
             return True
 
@@ -135,21 +145,13 @@ class LogKeeper:
 
         await asyncio.wrap_future(self._records.run(work, after=frozen[-1].last_batch))
 
-    def _copy(self, log: LogFile) -> tuple[str, str]:
+    def _copy(self, log: LogFile, work: Path) -> tuple[str, str]:
         """Another process cannot open a file that this one has open: it gets a copy."""
-        copy = self._copy_path(log)
+        copy = work / log.path.name
         shutil.copyfile(log.path, copy)
         if wal_of(log.path).exists():
             shutil.copyfile(wal_of(log.path), wal_of(copy))
         return str(copy), str(self._folder.journal_path(log.number))
-
-    def _copy_path(self, log: LogFile) -> Path:
-        return log.path.with_name(f"copy-{log.number:06}.duckdb")
-
-    def _remove_copies(self, logs: Sequence[LogFile]) -> None:
-        for log in logs:
-            self._copy_path(log).unlink(missing_ok=True)
-            wal_of(self._copy_path(log)).unlink(missing_ok=True)
 
     async def _next_part(self) -> Path:
         async with self._manifest_lock:
@@ -159,10 +161,12 @@ class LogKeeper:
 
     async def _make_part(self, order: SealOrder) -> tuple[PartEntry, PartFile] | None:
         answer = await run_maintenance("seal", asdict(order))
+        return await self._open_part(Path(order.output), answer)
+
+    async def _open_part(self, path: Path, answer: dict[str, Any] | None) -> tuple[PartEntry, PartFile] | None:
         if answer is None:
             return None
         sealed = Sealed(**answer)
-        path = Path(order.output)
         number = int(path.stem.removeprefix("part-"))
         entry = PartEntry(number=number, **sealed._asdict())
         return entry, await self._in_thread(PartFile, path, number)
@@ -219,21 +223,123 @@ class LogKeeper:
     def _prune_before_us(self) -> int | None:
         return None if self._prune_after_s is None else now_us() - round(self._prune_after_s * 1_000_000)
 
-    async def compact(self) -> None:
-        """Rewrite every file that holds something that was deleted, or that may be pruned; appends go on meanwhile."""
-        deleted = self.manifest.deleted
+    async def freeze(self) -> None:
+        """Seal everything that was committed until now."""
         await self.prepare()
         self._rotated.clear()
         if await asyncio.wrap_future(self._writer.rotate()):
             await self._rotated.wait()
-        while await self.seal() or await self.merge():
+        while await self.seal():
             pass
-        gone = frozenset(deleted)
+
+    async def compact(self) -> None:
+        """Rewrite every file that holds something that was deleted, or that may be pruned; appends go on meanwhile."""
+        gone = frozenset(self.manifest.deleted)
+        await self.freeze()
+        while await self.merge():
+            pass
         for part in self._sources().parts:
             if self._prune_after_s is not None or not gone.isdisjoint(part.session_keys):
                 await self._rewrite([entry for entry in self.manifest.parts if entry.number == part.number])
         async with self._manifest_lock:
             await self.change_manifest(deleted=tuple(key for key in self.manifest.deleted if key not in gone))
+
+    # Copies
+
+    async def export(self, grant: Grant, path: Path) -> int:
+        """Write the session to an archive; returns how many events it holds."""
+        with self._folder.workspace() as work:
+            sources = self._sources
+            parts, logs = await asyncio.wrap_future(
+                self._writer.between_groups(lambda: (sources().parts, sources().spans(grant.session_key)))
+            )
+            tail = await self._in_thread(_tail, logs, grant.session_key)
+            await self._in_thread(write_tail, work / "tail", tail)
+            link = await self._in_thread(_end_of, parts, logs, grant)
+            order = ExportOrder(
+                path=str(path),
+                session_key=grant.session_key,
+                session_id=grant.session_id,
+                epoch=grant.epoch,
+                last_seq=link[0],
+                digest=link[1].hex(),
+                parts=[await self._in_thread(_pin, part.path, work) for part in parts],
+                tail=str(work / "tail"),
+                artifacts=str(self._folder.artifacts_path),
+            )
+            answer = await run_maintenance("export", asdict(order))
+        return answer["events"]
+
+    async def import_(self, path: Path) -> tuple[Grant, PartFile]:
+        """Make the session of an archive part of the log: all of it or nothing. InvalidFormat if it is not whole."""
+        head = await self._in_thread(read_head, path)
+        await self.prepare()
+        async with self._busy:
+            session_key, first_batch = await asyncio.wrap_future(self._writer.set_aside(head.batch_count))
+            output = await self._next_part()
+            order = ImportOrder(
+                path=str(path),
+                output=str(output),
+                session_key=session_key,
+                first_batch=first_batch,
+                artifacts=str(self._folder.artifacts_path),
+            )
+            answer = await run_maintenance("import", asdict(order))
+            part = await self._open_part(output, answer["sealed"])
+            assert part is not None, "an archive holds at least one batch"
+            async with self._manifest_lock:
+                await self.change_manifest(
+                    parts=(*self.manifest.parts, part[0]), next_session_key=self._writer.next_session_key
+                )
+            self._sources.change(lambda now: replace(now, parts=(*now.parts, part[1])))
+        return Grant(*answer["grant"]), part[1]
+
+    async def back_up(self, target: Path) -> int:
+        """Copy the store as it is now to a folder; returns the bytes. Appends go on meanwhile."""
+        await self.freeze()
+        async with self._busy:
+            with self._folder.workspace() as work:
+                manifest = self.manifest
+                parts = [
+                    (await self._in_thread(_pin, self._folder.part_path(entry.number), work), asdict(entry))
+                    for entry in manifest.parts
+                ]
+                records = await asyncio.wrap_future(self._records.run(lambda tables: tables.copy_to(work)))
+                order = BackupOrder(
+                    target=str(target),
+                    parts=parts,
+                    records=str(records),
+                    next_number=manifest.next_number,
+                    sealed_batch=manifest.sealed_batch,
+                    next_session_key=self._writer.next_session_key,
+                    artifacts=str(self._folder.artifacts_path),
+                )
+                answer = await run_maintenance("backup", asdict(order))
+        return answer["bytes"]
+
+
+def _pin(path: Path, work: Path) -> str:
+    """Another name of a file that never changes: it stays readable under it when the first one is removed."""
+    link = work / path.name
+    os.link(path, link)
+    return str(link)
+
+
+def _tail(logs: Sequence[tuple[LogFile, SessionSpan]], session_key: int) -> list[SealedBatch]:
+    """The batches of the session in log files, as far as their spans go."""
+    return [
+        batch
+        for log, span in logs
+        for batch in itertools.takewhile(
+            lambda batch, last_seq=span.last_seq: batch.header.last_seq <= last_seq, log.session_batches(session_key)
+        )
+    ]
+
+
+def _end_of(parts: Sequence[PartFile], logs: Sequence[tuple[LogFile, SessionSpan]], grant: Grant) -> Link:
+    spans = [span for _, span in logs]
+    spans = spans or [span for part in parts if (span := part.span(grant.session_key)) is not None]
+    return (spans[-1].last_seq, spans[-1].digest) if spans else (0, chain_start(grant.session_id))
 
 
 def _replaced(items: Sequence[Any], numbers: set[int], replacement: Any) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from ..event_selection import StoredBatch
+from .chunks import SealedBatch
 from .log_file import Grant, Link, LogFile, SessionSpan
 from .part_file import PartFile
 
@@ -58,20 +59,20 @@ class LogSources:
         found = [(log, log.span(session_key)) for log in self.logs]
         return [(log, span) for log, span in found if span is not None]
 
-    def newest_rows(self, session_key: int, limit: int) -> list[bytes]:
-        """The newest rows of the session, the newest first."""
-        rows: list[bytes] = []
+    def newest_batches(self, session_key: int, limit: int) -> list[SealedBatch]:
+        """The newest batches of the session, the newest first."""
+        found: list[SealedBatch] = []
         for source in (*reversed(self.logs), *reversed(self.parts)):
-            if len(rows) >= limit:
+            if len(found) >= limit:
                 break
-            rows += source.newest_rows(session_key, limit - len(rows))
-        return rows
+            found += source.newest_batches(session_key, limit - len(found))
+        return found
 
-    def rows_from(self, batch_id: int, limit: int) -> list[tuple[str | None, bytes]]:
-        """Session and row of the batches from that number on that are still in log files, in the order of commits."""
+    def batches_from(self, batch_id: int, limit: int) -> list[tuple[str | None, SealedBatch]]:
+        """Session and batch of the batches from that number on that are still in log files, in the order of commits."""
         for log in self.logs:
             if log.contents.batch_count and log.last_batch >= batch_id:
-                return log.rows_from(batch_id, limit)
+                return log.batches_from(batch_id, limit)
         return []
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from ...domain.errors import StorageError
+from ...domain.errors import StorageError, error_from_record
 
 _MODULE = "greenroom.adapters.duckdb.maintenance_process"
 _PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
@@ -40,5 +40,5 @@ async def run_maintenance(task: str, order: dict[str, Any]) -> Any:
         raise StorageError(f"The maintenance process ended with status {process.returncode} during {task}.")
     answer = json.loads(output)
     if "error" in answer:
-        raise StorageError(answer["error"]["message"], details=answer["error"]["details"])
+        raise error_from_record(answer["error"])
     return answer["answer"]

@@ -11,9 +11,11 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ...domain.errors import GreenroomError
+from ...domain.errors import GreenroomError, StorageError
 from ..logs import log_to_stderr
+from .backup import BackupOrder, back_up
 from .sealing import SealOrder, seal
+from .session_transfer import ExportOrder, ImportOrder, export_session, import_session
 
 _NICE = 10  # appends come first
 
@@ -23,21 +25,27 @@ def _seal(order: dict[str, Any]) -> dict[str, Any] | None:
     return sealed._asdict() if sealed else None
 
 
-TASKS: Mapping[str, Callable[[dict[str, Any]], Any]] = {"seal": _seal}
+TASKS: Mapping[str, Callable[[dict[str, Any]], Any]] = {
+    "seal": _seal,
+    "export": lambda order: export_session(ExportOrder(**order)),
+    "import": lambda order: import_session(ImportOrder(**order)),
+    "backup": lambda order: back_up(BackupOrder(**order)),
+}
 
 
 def main() -> None:
     log_to_stderr()
     os.nice(_NICE)
+    os.umask(0o077)
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     answer: dict[str, Any]
     try:
         answer = {"answer": TASKS[request["task"]](request["order"])}
     except GreenroomError as exc:
-        answer = {"error": {"message": exc.message, "details": exc.details}}
+        answer = {"error": exc.to_record()}
     except Exception as exc:  # noqa: BLE001  handed on: the asker gets it
-        answer = {"error": {"message": f"{type(exc).__name__}: {exc}", "details": {}}}
+        answer = {"error": StorageError(f"{request['task']} failed: {type(exc).__name__}: {exc}").to_record()}
     sys.stdout.write(json.dumps(answer))
     sys.stdout.flush()
     os._exit(0)  # not past the thread that waits for stdin

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...domain.errors import GreenroomError
+from ..artifact_folder import ArtifactFolder
 from .group_commit import GroupCommit, WriterCallbacks
 from .log_file import Grant, LogFile
 from .log_keeper import LogKeeper
@@ -22,6 +23,9 @@ class OpenStore:
     writer: GroupCommit
     records: RecordThread
     keeper: LogKeeper
+    artifacts: ArtifactFolder
+    deleted: frozenset[str]
+    """Sessions whose rows are in log files, and do not count."""
 
     def grant(self, session_id: str) -> Grant | None:
         """The session's newest owner; None if nobody ever owned it."""
@@ -79,7 +83,8 @@ def _wire(folder: StoreFolder, found: Found, callbacks: WriterCallbacks) -> Open
     keeper = LogKeeper(folder, found.manifest, sources, writer, records)
     writer.start()
     records.start()
-    return OpenStore(folder, sources, writer, records, keeper)
+    artifacts = ArtifactFolder(folder.artifacts_path)
+    return OpenStore(folder, sources, writer, records, keeper, artifacts, found.deleted)
 
 
 def _next_session_key(manifest: Manifest, logs: tuple[LogFile, ...]) -> int:

@@ -102,7 +102,7 @@ class PartFile:
     def batches(self, session_key: int, *, after: int, types: int) -> Iterator[StoredBatch]:
         """Batches past `after` in chunks with events of those types, in order, fetched while they are consumed."""
         for batch in self._walk(session_key, after, types, _FIRST_SPAN):
-            yield batch.stored()
+            yield batch.readable()
 
     def session_batches(self, session_key: int) -> Iterator[SealedBatch]:
         """All batches of the session as they are sealed, in order."""
@@ -136,15 +136,15 @@ class PartFile:
                 details={"path": str(self.path)},
             ) from exc
 
-    def newest_rows(self, session_key: int, limit: int) -> list[bytes]:
-        """The newest rows of the session, the newest first; not those that were pruned."""
+    def newest_batches(self, session_key: int, limit: int) -> list[SealedBatch]:
+        """The newest batches of the session, the newest first."""
         bounds = self.bounds(session_key)
         if bounds is None:
             return []
         with self._cursor() as cursor:
             chunks = cursor.execute(_NEWEST, [session_key, bounds[1] - limit]).fetchall()
         newest = [batch for (chunk,) in chunks for batch in reversed(self._unpack(chunk))]
-        return [batch.row for batch in newest[:limit]]
+        return newest[:limit]
 
 
 def scan_part(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[int, SealedBatch]]:

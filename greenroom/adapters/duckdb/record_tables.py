@@ -1,6 +1,8 @@
 """The sessions and runs tables: projections of the log, brought up to date in small steps and on demand."""
 
+import itertools
 import json
+import shutil
 import threading
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from ...domain.run import Run
 from ...domain.session import Session
 from ..event_codec import record_events
 from ..logs import get_logger
+from .chunks import SealedBatch
 from .duckdb_files import connect, first_row, remove_database, storage_error, sync_directory, sync_file, wal_of
 from .log_file import Grant
 from .log_rows import unpack_row
@@ -44,6 +47,7 @@ _SESSIONS_WITH_OPEN_RUNS = "SELECT DISTINCT session_id FROM runs WHERE status IN
 _OWNER = """
     SELECT session_key, session_id, epoch, owner, granted_at_us FROM owners WHERE session_id = ?
 """
+_OWNED = "SELECT session_id FROM owners WHERE session_key IN (SELECT unnest(?::BIGINT[]))"
 _FORGET = (
     "DELETE FROM sessions WHERE session_id = ?",
     "DELETE FROM runs WHERE session_id = ?",
@@ -119,16 +123,31 @@ class RecordTables:
             self._connection = connect(self._path)
             self._lookup = self._connection.cursor()
 
-    def step(self, rows: Sequence[tuple[str | None, bytes]]) -> None:
+    def copy_to(self, folder: Path) -> Path:
+        """A copy of the file, whole, made while nothing changes it."""
+        self._connection.execute("CHECKPOINT")
+        return Path(shutil.copyfile(self._path, folder / self._path.name))
+
+    def take_in(self, grant: Grant, batches: Iterable[SealedBatch]) -> None:
+        """Fold the log of a session that came from elsewhere."""
+        self.forget(grant.session_id)
+        self.keep_owners([grant])
+        remaining = iter(batches)
+        while some := list(itertools.islice(remaining, STEP_BATCHES)):
+            self._fold_all([(grant.session_id, batch) for batch in some], self.watermark)
+        self.checkpoint()
+
+    def step(self, batches: Sequence[tuple[str | None, SealedBatch]]) -> None:
         """Fold the batches that follow the watermark; those of deleted sessions are passed over."""
+        self._fold_all(batches, batches[-1][1].batch_id)
+
+    def _fold_all(self, batches: Sequence[tuple[str | None, SealedBatch]], watermark: int) -> None:
         step = _Step()
-        watermark = self.watermark
-        for session_id, row in rows:
-            header, payload = unpack_row(row)
-            watermark = header.batch_id
+        for session_id, batch in batches:
             if session_id is None:
                 continue
-            for event in record_events(session_id, header.first_seq, header.recorded_at_us, header.records, payload):
+            header, payload = unpack_row(batch.row)
+            for event in record_events(session_id, batch.seqs, header.recorded_at_us, header.records, payload):
                 self._fold(step, event, header.epoch)
         self._write(step, watermark)
 
@@ -254,6 +273,11 @@ class RecordTables:
         with self._lookup_lock:
             row = first_row(self._lookup, _OWNER, [session_id])
         return Grant(*row) if row else None
+
+    def owned(self, session_keys: Sequence[int]) -> list[str]:
+        """The sessions with these keys, of those that were sealed."""
+        rows = self._connection.execute(_OWNED, [list(session_keys)]).fetchall()
+        return [session_id for (session_id,) in rows]
 
     def keep_owners(self, grants: Sequence[Grant]) -> None:
         """Remember the owners that a log file knows, before it goes."""

@@ -132,7 +132,7 @@ class RecordThread:
             job.done.set_exception(exc if isinstance(exc, GreenroomError) else StorageError(str(exc)))
 
     def _step(self) -> bool:
-        rows = self._sources().rows_from(self.tables.watermark + 1, STEP_BATCHES)
-        if rows:
-            self.tables.step(rows)
-        return bool(rows)
+        batches = self._sources().batches_from(self.tables.watermark + 1, STEP_BATCHES)
+        if batches:
+            self.tables.step(batches)
+        return bool(batches)

@@ -61,7 +61,7 @@ class Sealed(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Spans:
+class Spans:
     """The chains of the sessions as they are in the inputs, oldest first."""
 
     found: dict[int, SessionSpan] = field(default_factory=dict[int, SessionSpan])
@@ -78,15 +78,19 @@ class _Spans:
 
 def seal(order: SealOrder) -> Sealed | None:
     """Make the part; None if nothing is left to put into one. The inputs stay as they are."""
-    output = Path(order.output)
-    scratch = output.with_name(output.name + ".new")
-    remove_database(scratch)
-    spans = _Spans()
+    spans = Spans()
     with _Inputs(order, spans) as inputs:
         pruner = _Pruner(inputs.rows(), order.prune_before_us) if order.prune_before_us is not None else None
-        writer = _PartWriter(scratch, spans, pruner)
-        writer.write(inputs.rows())
-    if not writer.events:
+        return write_part(Path(order.output), inputs.rows(), spans, pruner)
+
+
+def write_part(output: Path, rows: Iterable[Row], spans: Spans, pruner: "_Pruner | None" = None) -> Sealed | None:
+    """A part of these rows, whose chains are as the spans say; None if there are none. StorageError if they are not."""
+    scratch = output.with_name(output.name + ".new")
+    remove_database(scratch)
+    writer = _PartWriter(scratch, spans, pruner)
+    writer.write(rows)
+    if not writer.batches:
         remove_database(scratch)
         return None
     sync_file(scratch)
@@ -101,7 +105,7 @@ def seal(order: SealOrder) -> Sealed | None:
 class _Inputs:
     """The files that are read. Opening compares the logs with their journals."""
 
-    def __init__(self, order: SealOrder, spans: _Spans) -> None:
+    def __init__(self, order: SealOrder, spans: Spans) -> None:
         self._dropped = frozenset(order.dropped)
         self._parts = [connect(Path(path), read_only=True) for path in order.parts]
         for connection in self._parts:
@@ -139,7 +143,7 @@ def _refuse_damage(path: str, problems: Sequence[str]) -> None:
     )
 
 
-def _read_spans(connection: duckdb.DuckDBPyConnection, spans: _Spans) -> None:
+def _read_spans(connection: duckdb.DuckDBPyConnection, spans: Spans) -> None:
     for session_key, *span in connection.execute(
         "SELECT session_key, first_seq, last_seq, previous, digest FROM spans"
     ).fetchall():
@@ -157,16 +161,16 @@ def _part_rows(connection: duckdb.DuckDBPyConnection) -> Iterator[Row]:
 
 
 def _log_rows(connection: duckdb.DuckDBPyConnection) -> Iterator[Row]:
-    for session_key, row in scan_rows(connection, "session"):
-        yield session_key, unpack_row(row)[0].first_seq, SealedBatch(row)
+    for session_key, batch in scan_rows(connection, "session"):
+        yield session_key, batch.header.first_seq, batch
 
 
 class _PartWriter:
-    def __init__(self, path: Path, spans: _Spans, pruner: "_Pruner | None") -> None:
+    def __init__(self, path: Path, spans: Spans, pruner: "_Pruner | None") -> None:
         self._path = path
         self._spans = spans
         self._pruner = pruner
-        self.first_batch = self.last_batch = self.events = 0
+        self.first_batch = self.last_batch = self.events = self.batches = 0
 
     def write(self, rows: Iterable[Row]) -> None:
         connection = connect(self._path)
@@ -200,7 +204,7 @@ class _PartWriter:
             pruned_count += header.event_count - len(kept.kept) if kept.kept is not None else 0
             chunk.add(kept, header.types | (PRUNED_TYPES if kept.kept is not None else 0))
             digest, last_seq = following, header.last_seq
-            self._count(header.batch_id, len(kept.kept) if kept.kept is not None else header.event_count)
+            self._count(batch.batch_id, len(kept.kept) if kept.kept is not None else header.event_count)
         chunk.end()
         if digest != span.digest or last_seq != span.last_seq:
             _refuse_damage(str(self._path), [f"the chain of session {session_key} does not hold"])
@@ -209,6 +213,7 @@ class _PartWriter:
     def _count(self, batch_id: int, events: int) -> None:
         self.first_batch = min(self.first_batch or batch_id, batch_id)
         self.last_batch = max(self.last_batch, batch_id)
+        self.batches += 1
         self.events += events
 
     def _write_index(self, connection: duckdb.DuckDBPyConnection, found: Sequence[tuple[Any, ...]]) -> None:
@@ -257,8 +262,7 @@ class _Pruner:
         for session_key, _, batch in rows:
             header, payload = unpack_row(batch.row)
             if header.types & _COMPLETE:
-                seqs = batch.kept if batch.kept is not None else range(header.first_seq, header.last_seq + 1)
-                for seq, (_, _, fields) in zip(seqs, split_events(payload), strict=True):
+                for seq, (_, _, fields) in zip(batch.seqs, split_events(payload), strict=True):
                     if fields[_TYPE] == EventType.MESSAGE_RECEIVED and fields[_TIMESTAMP] < before_us:
                         self._complete[session_key, fields[_RUN_ID], fields[_ATTEMPT]] = seq
 
@@ -267,10 +271,9 @@ class _Pruner:
         header, payload = unpack_row(batch.row)
         if not header.types & PRUNED_TYPES:
             return batch
-        seqs = batch.kept if batch.kept is not None else range(header.first_seq, header.last_seq + 1)
         keep = [
             fields[_TYPE] != EventType.MESSAGE_STREAMED
             or seq > self._complete.get((session_key, fields[_RUN_ID], fields[_ATTEMPT]), 0)
-            for seq, (_, _, fields) in zip(seqs, split_events(payload), strict=True)
+            for seq, (_, _, fields) in zip(batch.seqs, split_events(payload), strict=True)
         ]
         return batch if all(keep) else pruned(batch, previous, keep)

@@ -3,7 +3,8 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from .record_thread import RecordThread
 _log = get_logger(__name__)
 
 RECORDS_NAME = "records.duckdb"
+ARTIFACTS_NAME = "artifacts"
 DAMAGE_NAME = "damage.json"
 _LOCK_NAME = "store.lock"
 _NOT_DAMAGE = (StorageConnectionFailed, StorageFull, InvalidFormat)
@@ -42,6 +44,8 @@ class Found:
     frozen: tuple[LogFile, ...]
     """Log files that are not written to any more and wait to be sealed."""
     hot: OpenLog
+    deleted: frozenset[str]
+    """Ids of deleted sessions whose rows are still in log files."""
 
 
 class StoreFolder:
@@ -49,6 +53,7 @@ class StoreFolder:
 
     def __init__(self, path: Path, *, lock_wait_s: float = LOCK_WAIT_S) -> None:
         self.path = path
+        self._forgotten: set[str] = set()
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = StoreLock(path / _LOCK_NAME, wait_s=lock_wait_s)
@@ -71,6 +76,19 @@ class StoreFolder:
         return self.path / f"part-{number:06}.duckdb"
 
     @property
+    def artifacts_path(self) -> Path:
+        return self.path / ARTIFACTS_NAME
+
+    @contextlib.contextmanager
+    def workspace(self) -> Generator[Path]:
+        """A folder for what the maintenance process is given; removed afterwards, or at the next opening."""
+        path = Path(tempfile.mkdtemp(prefix="work-", dir=self.path))
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    @property
     def records_path(self) -> Path:
         return self.path / RECORDS_NAME
 
@@ -90,7 +108,7 @@ class StoreFolder:
         hot_file = self._log_file(manifest.logs[-1], _end_in(logs, parts), manifest.deleted, writable=True)
         hot = OpenLog(hot_file, HeadJournal(self.journal_path(hot_file.number)))
         self._sweep(manifest)
-        return Found(self._recorded(manifest), parts, tuple(logs), hot)
+        return Found(self._recorded(manifest), parts, tuple(logs), hot, frozenset(self._forgotten))
 
     def _manifest(self) -> Manifest:
         try:
@@ -137,6 +155,8 @@ class StoreFolder:
         if checked.damage:
             raise self._keep_aside([path, wal_of(path), journal], _problems(path, checked.damage))
         for session_key in deleted:
+            if session_key in checked.contents.session_ids:
+                self._forgotten.add(checked.contents.session_ids[session_key])
             checked.contents.forget(session_key)
         if checked.unrecorded:
             _log.info("unacknowledged_batches_kept", path=str(path), bytes=len(checked.unrecorded))
@@ -179,6 +199,8 @@ class StoreFolder:
         for path in (*self.path.glob("log-*.duckdb"), *self.path.glob("part-*.duckdb*")):
             if path.name not in wanted and path.name.removesuffix(".wal") not in wanted:
                 remove_database(path)
+        for path in self.path.glob("work-*"):
+            shutil.rmtree(path, ignore_errors=True)
         journals = {self.journal_path(number).name for number in manifest.logs}
         for path in self.path.glob("log-*.heads"):
             if path.name not in journals:
