@@ -10,7 +10,7 @@ from typing import Any
 
 from ...domain.errors import InvalidOperation, StorageFull, StorageReadFailed, StorageWriteFailed
 from ..artifact_folder import ArtifactFolder
-from .duckdb_files import digest_file, sync_directory
+from .duckdb_files import digest_file, heads_of, sync_directory
 from .head_journal import HeadJournal
 from .log_file import LogFile
 from .manifest import Manifest, PartEntry, read_manifest, write_manifest
@@ -58,6 +58,7 @@ def _copy_store(order: BackupOrder, target: Path) -> int:
         entry = PartEntry(**fields)
         copy = target / f"part-{entry.number:06}.duckdb"
         _copy_checked(Path(path), copy, entry.sha256)
+        _copy_file(heads_of(Path(path)), heads_of(copy))
         entries.append(replace(entry, mtime_ns=copy.stat().st_mtime_ns))
         copied += entry.size
     _copy_file(Path(order.records), target / RECORDS_NAME)

@@ -136,7 +136,12 @@ def wal_of(path: Path) -> Path:
     return path.with_name(path.name + ".wal")
 
 
+def heads_of(path: Path) -> Path:
+    """The record of heads that is kept beside the file."""
+    return path.with_suffix(".heads")
+
+
 def remove_database(path: Path) -> None:
-    """Remove a DuckDB file and its write-ahead log."""
-    path.unlink(missing_ok=True)
-    wal_of(path).unlink(missing_ok=True)
+    """Remove a DuckDB file, its write-ahead log and its record of heads."""
+    for each in (path, wal_of(path), heads_of(path)):
+        each.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from ..append_frames import AppendAnswer, AppendEntry, AppendStatus
 from ..clock import now_us
 from ..event_selection import StoredBatch
 from ..logs import get_logger
-from .head_journal import HeadJournal, grant_head
+from .head_journal import HeadJournal, deleted_head, grant_head
 from .log_file import Grant
 from .log_rows import header_of, row_of, stamped_row
 from .log_sources import CurrentSources
@@ -365,6 +365,8 @@ class GroupCommit:
         if session is None:
             return None
         self._leaving.add(session_id)
+        record = deleted_head(session.head.session_key)
+        self._unrecorded.put(_Unrecorded(self._journal, record, CommittedGroup([], []), []))
         del self._sessions[session_id]
         for log in self._sources().logs:
             log.contents.forget(session.head.session_key)

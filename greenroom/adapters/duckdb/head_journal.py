@@ -1,4 +1,5 @@
-"""The fsynced record of commit heads, outside DuckDB: one record for each batch and each grant of a log file.
+"""The fsynced record of commit heads, outside DuckDB: one record for each batch and each grant of a log file, and one
+for each session of a sealed part.
 
 Nothing is acknowledged before its record lies on the disk. So whatever DuckDB loses or changes afterwards (of 40
 single-byte flips in its write-ahead log, 3 opened silently with fewer rows) differs from this file, and is seen.
@@ -7,13 +8,14 @@ single-byte flips in its write-ahead log, 3 opened silently with fewer rows) dif
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
 from ...domain.errors import InvalidFormat
 from ...domain.hash_chain import DIGEST_BYTES
+from .duckdb_files import write_whole
 
 _MAGIC = b"greenroom heads 1\n"
 _BODY = struct.Struct(f">Bqqqq{DIGEST_BYTES}s{DIGEST_BYTES}s")
@@ -29,6 +31,7 @@ class HeadKind(IntEnum):
     BATCH = 1
     GRANT = 2
     NAME = 3
+    DELETED = 4
 
 
 class Head(NamedTuple):
@@ -54,6 +57,11 @@ def batch_head(session_key: int, batch_id: int, first_seq: int, last_seq: int, p
 def grant_head(session_key: int, epoch: int, last_seq: int) -> bytes:
     """The record of a grant, made when the log of the session ended at last_seq."""
     return _packed(HeadKind.GRANT, session_key, epoch, last_seq, last_seq, _NO_DIGEST, _NO_DIGEST)
+
+
+def deleted_head(session_key: int) -> bytes:
+    """The record that a session was deleted."""
+    return _packed(HeadKind.DELETED, session_key, 0, 0, 0, _NO_DIGEST, _NO_DIGEST)
 
 
 def name_heads(session_key: int, session_id: str) -> bytes:
@@ -103,6 +111,11 @@ class HeadJournal:
 
     def close(self) -> None:
         os.close(self._file)
+
+
+def write_heads(path: Path, records: Iterable[bytes]) -> None:
+    """A journal that will not grow: of a sealed part, one record for all that it holds of a session."""
+    write_whole(path, _MAGIC + b"".join(records))
 
 
 def read_heads(path: Path) -> Iterator[Head]:

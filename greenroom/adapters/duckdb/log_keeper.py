@@ -18,7 +18,7 @@ from ..clock import now_us
 from ..logs import get_logger
 from .backup import BackupOrder
 from .chunks import SealedBatch
-from .duckdb_files import wal_of
+from .duckdb_files import heads_of, wal_of
 from .group_commit import GroupCommit
 from .log_file import Grant, Link, LogFile, SessionSpan
 from .log_sources import CurrentSources
@@ -218,7 +218,7 @@ class LogKeeper:
                 lambda now: replace(now, parts=_replaced(now.parts, numbers, part[1] if part else None))
             )
             for entry in entries:
-                await self._in_thread(self._folder.part_path(entry.number).unlink)
+                await self._in_thread(self._folder.remove_part, entry.number)
 
     def _prune_before_us(self) -> int | None:
         return None if self._prune_after_s is None else now_us() - round(self._prune_after_s * 1_000_000)
@@ -320,9 +320,9 @@ class LogKeeper:
 
 def _pin(path: Path, work: Path) -> str:
     """Another name of a file that never changes: it stays readable under it when the first one is removed."""
-    link = work / path.name
-    os.link(path, link)
-    return str(link)
+    for each in (path, heads_of(path)):
+        os.link(each, work / each.name)
+    return str(work / path.name)
 
 
 def _tail(logs: Sequence[tuple[LogFile, SessionSpan]], session_key: int) -> list[SealedBatch]:

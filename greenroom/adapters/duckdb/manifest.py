@@ -1,7 +1,9 @@
 """The manifest of a store folder: which files make up the log. A file that it does not name does not count."""
 
+import contextlib
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from ...domain.errors import InvalidFormat, StorageError
 from .duckdb_files import write_whole
 
 MANIFEST_NAME = "manifest.json"
+PREVIOUS_NAME = "manifest.previous.json"
 
 LAYOUT_VERSION = 2
 """Layout of the folder; a newer one is refused, untouched."""
@@ -25,6 +28,8 @@ class PartEntry:
     events: int
     size: int
     sha256: str
+    heads_sha256: str
+    """Of the record of heads beside it."""
     mtime_ns: int
     """Of the file when its digest was last seen to hold: while it stands, opening does not read the file again."""
 
@@ -55,12 +60,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Put it in the place of the one before, to last."""
     body = json.dumps(asdict(manifest), indent=1)
     digest = hashlib.sha256(body.encode()).hexdigest()
-    write_whole(folder / MANIFEST_NAME, f"{body}\n{digest}\n".encode())
-
-
-def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest; None if there is none. StorageError if it was changed, InvalidFormat if it is of a newer layout."""
     path = folder / MANIFEST_NAME
+    with contextlib.suppress(FileNotFoundError):  # the one before is kept for repair
+        (folder / PREVIOUS_NAME).unlink(missing_ok=True)
+        os.link(path, folder / PREVIOUS_NAME)
+    write_whole(path, f"{body}\n{digest}\n".encode())
+
+
+def read_manifest(folder: Path, name: str = MANIFEST_NAME) -> Manifest | None:
+    """The manifest; None if there is none. StorageError if it was changed, InvalidFormat if it is of a newer layout."""
+    path = folder / name
     try:
         text = path.read_text()
     except FileNotFoundError:

@@ -28,5 +28,6 @@ CREATE TABLE chunks (
     first_seq BIGINT NOT NULL,
     last_seq BIGINT NOT NULL,
     types BIGINT NOT NULL,
+    previous BLOB NOT NULL, -- the digest before it: what follows a damaged chunk can still be proven
     chunk BLOB NOT NULL
 );

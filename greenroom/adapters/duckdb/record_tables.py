@@ -241,6 +241,15 @@ class RecordTables:
     def sessions_with_open_runs(self) -> list[str]:
         return [session_id for (session_id,) in self._connection.execute(_SESSIONS_WITH_OPEN_RUNS).fetchall()]
 
+    def all_tools(self) -> list[tuple[str, bytes]]:
+        """The packed tools of every session."""
+        return self._connection.execute("SELECT session_id, tools FROM session_tools").fetchall()
+
+    def set_watermark(self, batch_id: int) -> None:
+        """Say that the tables hold everything up to this batch, and make that last."""
+        self._write(_Step(), batch_id)
+        self.checkpoint()
+
     def save_tools(self, session_id: str, tools: bytes) -> None:
         """Keep the packed tools of a session, in place of earlier ones."""
         self._replace(

@@ -19,7 +19,8 @@ from ...domain.event import EventType, mask_of
 from ..event_codec import split_events
 from ..event_selection import PRUNED_TYPES
 from .chunks import CHUNK_BYTES, CHUNK_EVENTS, SealedBatch, pack_chunk, pruned
-from .duckdb_files import connect, digest_file, remove_database, storage_error, sync_directory, sync_file
+from .duckdb_files import connect, digest_file, heads_of, remove_database, storage_error, sync_directory, sync_file
+from .head_journal import batch_head, grant_head, name_heads, write_heads
 from .log_file import Grant, SessionSpan, check_log, scan_rows
 from .log_rows import unpack_row
 from .part_file import scan_part
@@ -57,6 +58,7 @@ class Sealed(NamedTuple):
     events: int
     size: int
     sha256: str
+    heads_sha256: str
     mtime_ns: int
 
 
@@ -93,12 +95,19 @@ def write_part(output: Path, rows: Iterable[Row], spans: Spans, pruner: "_Pruner
     if not writer.batches:
         remove_database(scratch)
         return None
+    write_heads(heads_of(output), writer.heads)
     sync_file(scratch)
     scratch.replace(output)
     sync_directory(output.parent)
     stat = output.stat()
     return Sealed(
-        writer.first_batch, writer.last_batch, writer.events, stat.st_size, digest_file(output), stat.st_mtime_ns
+        first_batch=writer.first_batch,
+        last_batch=writer.last_batch,
+        events=writer.events,
+        size=stat.st_size,
+        sha256=digest_file(output),
+        heads_sha256=digest_file(heads_of(output)),
+        mtime_ns=stat.st_mtime_ns,
     )
 
 
@@ -171,6 +180,7 @@ class _PartWriter:
         self._spans = spans
         self._pruner = pruner
         self.first_batch = self.last_batch = self.events = self.batches = 0
+        self.heads: list[bytes] = []
 
     def write(self, rows: Iterable[Row]) -> None:
         connection = connect(self._path)
@@ -202,7 +212,7 @@ class _PartWriter:
                 _refuse_damage(str(self._path), [f"what follows seq {last_seq} of session {session_key} is missing"])
             kept = self._pruner.prune(session_key, batch, digest) if self._pruner is not None else batch
             pruned_count += header.event_count - len(kept.kept) if kept.kept is not None else 0
-            chunk.add(kept, header.types | (PRUNED_TYPES if kept.kept is not None else 0))
+            chunk.add(kept, header.types | (PRUNED_TYPES if kept.kept is not None else 0), digest)
             digest, last_seq = following, header.last_seq
             self._count(batch.batch_id, len(kept.kept) if kept.kept is not None else header.event_count)
         chunk.end()
@@ -219,12 +229,23 @@ class _PartWriter:
     def _write_index(self, connection: duckdb.DuckDBPyConnection, found: Sequence[tuple[Any, ...]]) -> None:
         spans, grants = connection.appender("spans"), connection.appender("grants")
         for row in found:
+            grant = self._spans.grants[row[0]]
             spans.append_row(*row)
-            grants.append_row(*self._spans.grants[row[0]])
+            grants.append_row(*grant)
+            self.heads += _heads_of(grant, *row[1:5])
         spans.flush()
         grants.flush()
         connection.execute("INSERT INTO meta VALUES ('first_batch', ?)", [str(self.first_batch)])
         connection.execute("INSERT INTO meta VALUES ('last_batch', ?)", [str(self.last_batch)])
+
+
+def _heads_of(grant: Grant, first_seq: int, last_seq: int, previous: bytes, digest: bytes) -> list[bytes]:
+    key = grant.session_key
+    return [
+        name_heads(key, grant.session_id),
+        grant_head(key, grant.epoch, last_seq),
+        batch_head(key, 0, first_seq, last_seq, previous, digest),
+    ]
 
 
 class _OpenChunk:
@@ -234,9 +255,12 @@ class _OpenChunk:
         self._session_key = session_key
         self._chunks = chunks
         self._batches: list[SealedBatch] = []
+        self._previous = b""
         self._types = self._events = self._bytes = 0
 
-    def add(self, batch: SealedBatch, types: int) -> None:
+    def add(self, batch: SealedBatch, types: int, previous: bytes) -> None:
+        if not self._batches:
+            self._previous = previous
         self._batches.append(batch)
         self._types |= types
         self._events += batch.header.event_count
@@ -249,7 +273,9 @@ class _OpenChunk:
         if not self._batches:
             return
         first_seq, last_seq = self._batches[0].header.first_seq, self._batches[-1].header.last_seq
-        self._chunks.append_row(self._session_key, first_seq, last_seq, self._types, pack_chunk(self._batches))
+        self._chunks.append_row(
+            self._session_key, first_seq, last_seq, self._types, self._previous, pack_chunk(self._batches)
+        )
         self._batches = []
         self._types = self._events = self._bytes = 0
 

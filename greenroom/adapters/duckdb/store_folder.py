@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ...domain.errors import GreenroomError, InvalidFormat, StorageConnectionFailed, StorageError, StorageFull
 from ..logs import get_logger
-from .duckdb_files import LOCK_WAIT_S, StoreLock, digest_file, remove_database, wal_of, write_whole
+from .duckdb_files import LOCK_WAIT_S, StoreLock, digest_file, heads_of, remove_database, wal_of, write_whole
 from .head_journal import HeadJournal
 from .log_file import Damage, Link, LogFile, check_log
 from .manifest import MANIFEST_NAME, Manifest, PartEntry, read_manifest, write_manifest
@@ -70,7 +70,7 @@ class StoreFolder:
         return self.path / f"log-{number:06}.duckdb"
 
     def journal_path(self, number: int) -> Path:
-        return self.path / f"log-{number:06}.heads"
+        return heads_of(self.log_path(number))
 
     def part_path(self, number: int) -> Path:
         return self.path / f"part-{number:06}.duckdb"
@@ -123,7 +123,6 @@ class StoreFolder:
         if any(path.stat().st_size for path in others if path.name != self.log_path(1).name):
             raise self._keep_aside([], [f"{self.path / MANIFEST_NAME} is missing"])
         remove_database(self.log_path(1))
-        self.journal_path(1).unlink(missing_ok=True)
         LogFile.create(self.log_path(1), 1).close()
         HeadJournal(self.journal_path(1)).close()
         manifest = Manifest(next_number=2, logs=(1,))
@@ -132,15 +131,15 @@ class StoreFolder:
 
     def _part(self, entry: PartEntry) -> PartFile:
         path = self.part_path(entry.number)
-        problem = _part_problem(path, entry)
+        problem = part_problem(path, entry)
         if problem:
-            raise self._keep_aside([path], [problem])
+            raise self._keep_aside([path, heads_of(path)], [problem])
         try:
             return PartFile(path, entry.number)
         except StorageError as exc:
             if isinstance(exc, _NOT_DAMAGE):
                 raise
-            raise self._keep_aside([path], [str(exc)]) from exc
+            raise self._keep_aside([path, heads_of(path)], [str(exc)]) from exc
 
     def _log_file(
         self, number: int, earlier: Callable[[int], Link | None], deleted: Sequence[int], *, writable: bool
@@ -184,27 +183,25 @@ class StoreFolder:
     def new_log(self, number: int) -> OpenLog:
         """An empty log file and its journal; it counts once the manifest names it."""
         remove_database(self.log_path(number))
-        self.journal_path(number).unlink(missing_ok=True)
         return OpenLog(LogFile.create(self.log_path(number), number), HeadJournal(self.journal_path(number)))
 
     def remove_log(self, number: int) -> None:
         """Remove the files of a log that the manifest does not name any more."""
         remove_database(self.log_path(number))
-        self.journal_path(number).unlink(missing_ok=True)
+
+    def remove_part(self, number: int) -> None:
+        """Remove the files of a part that the manifest does not name any more."""
+        remove_database(self.part_path(number))
 
     def _sweep(self, manifest: Manifest) -> None:
         """Remove what a crash left half made: files whose numbers the manifest has not given out, or has taken back."""
-        wanted = {self.log_path(number).name for number in manifest.logs}
-        wanted |= {self.part_path(entry.number).name for entry in manifest.parts}
-        for path in (*self.path.glob("log-*.duckdb"), *self.path.glob("part-*.duckdb*")):
-            if path.name not in wanted and path.name.removesuffix(".wal") not in wanted:
-                remove_database(path)
+        wanted = {self.log_path(number).stem for number in manifest.logs}
+        wanted |= {self.part_path(entry.number).stem for entry in manifest.parts}
+        for path in (*self.path.glob("log-*"), *self.path.glob("part-*")):
+            if path.name.partition(".")[0] not in wanted:
+                path.unlink()
         for path in self.path.glob("work-*"):
             shutil.rmtree(path, ignore_errors=True)
-        journals = {self.journal_path(number).name for number in manifest.logs}
-        for path in self.path.glob("log-*.heads"):
-            if path.name not in journals:
-                path.unlink()
 
     def _recorded(self, manifest: Manifest) -> Manifest:
         """The manifest with the times of the parts as they are now that their digests were seen to hold."""
@@ -252,7 +249,7 @@ def _damage_error(folder: Path, kept: str, problems: Sequence[str]) -> Greenroom
     )
 
 
-def _part_problem(path: Path, entry: PartEntry) -> str | None:
+def part_problem(path: Path, entry: PartEntry) -> str | None:
     """Why this is not the part that was sealed; the whole file is read only if it was touched since the last time."""
     try:
         stat = path.stat()
@@ -262,6 +259,9 @@ def _part_problem(path: Path, entry: PartEntry) -> str | None:
         return f"{path} has {stat.st_size} bytes instead of {entry.size}"
     if stat.st_mtime_ns != entry.mtime_ns and digest_file(path) != entry.sha256:
         return f"{path} was changed since it was sealed"
+    heads = heads_of(path)
+    if not heads.exists() or digest_file(heads) != entry.heads_sha256:
+        return f"{heads} was changed since it was written"
     return None
 
 
