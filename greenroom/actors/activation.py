@@ -57,6 +57,8 @@ async def activate(
     for their next attempt.
     """
     listener = _Listener()
+    if spec is not None:
+        await log.require_room()
     ownership = await log.acquire(session_id, owner, listener)
     records = await log.load(session_id)
     session = records.session

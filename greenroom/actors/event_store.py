@@ -70,6 +70,9 @@ class EventStore:
         """The Ray lane: a frame of batches in, its answers out."""
         return await self._when_open(self._store.append, frame)
 
+    async def is_short_of_room(self) -> bool:
+        return await self._when_open(self._store.is_short_of_room)
+
     async def grant(self, session_id: str, owner: str) -> Ownership:
         return await self._when_open(self._store.grant, session_id, owner)
 

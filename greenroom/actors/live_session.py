@@ -157,6 +157,7 @@ class LiveSession:
         """Queue runs, all or none; returns their ids once they are durable."""
         known: dict[str, str] = {}
         if call_id not in self._submits:
+            await self._log.require_room()
             for key in idempotency_keys:
                 stored = await self._find_key(key)
                 if key is not None and stored is not None:
@@ -280,7 +281,7 @@ class LiveSession:
         for run_id in run_ids:
             run = self._runs.get(run_id)
             if run is not None and run.queued is not None and not run.queued.done():
-                await asyncio.shield(run.queued)
+                await self._log.acknowledged(run.queued)
         self._check_here()
         return list(run_ids)
 

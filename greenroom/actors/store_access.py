@@ -71,6 +71,9 @@ class RayStoreAccess:
     async def read(self, session_id: str, query: EventQuery, *, wait_s: float = 0) -> list[Slab]:
         return await self._call("read", session_id, query, wait_s)
 
+    async def is_short_of_room(self) -> bool:
+        return await self._call("is_short_of_room")
+
     async def load(self, session_id: str) -> SessionRecords:
         return await self._call("load", session_id)
 

@@ -27,6 +27,8 @@ class AppendStatus(IntEnum):
     """The session's epoch and 0 follow."""
     OUT_OF_ORDER = 2
     """The expected batch number and 0 follow: send again from there."""
+    STORAGE_FULL = 3
+    """Two zeros follow: send again when there is room."""
 
 
 class AppendAnswer(NamedTuple):
@@ -51,15 +53,15 @@ def decode_frame(frame: bytes) -> tuple[int, list[AppendEntry]]:
     ]
 
 
-def encode_answers(number: int, answers: Sequence[AppendAnswer]) -> bytes:
-    """The answers to a frame's entries, in their order."""
-    return msgpack.packb((number, answers))
+def encode_answers(number: int, answers: Sequence[AppendAnswer], *, is_short_of_room: bool) -> bytes:
+    """The answers to a frame's entries, in their order, and whether new work should be refused."""
+    return msgpack.packb((number, answers, is_short_of_room))
 
 
-def decode_answers(reply: bytes) -> tuple[int, list[AppendAnswer]]:
+def decode_answers(reply: bytes) -> tuple[int, list[AppendAnswer], bool]:
     """The inverse of `encode_answers`."""
-    number, answers = msgpack.unpackb(reply, use_list=False)
-    return number, [_answer(answer) for answer in answers]
+    number, answers, is_short_of_room = msgpack.unpackb(reply, use_list=False)
+    return number, [_answer(answer) for answer in answers], is_short_of_room
 
 
 def _answer(answer: Any) -> AppendAnswer:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..domain.errors import GreenroomError, StorageConnectionFailed, WriterFenced
+from ..domain.errors import GreenroomError, StorageConnectionFailed, StorageFull, WriterFenced
 from ..domain.event import Event, NewEvent
 from ..domain.event_log import CommitListener, Committed, EventQuery, Ownership, SessionRecords
 from ..domain.run import Run
@@ -24,6 +24,7 @@ MAX_PENDING_BYTES = 8 * 1024 * 1024
 
 _RECONNECT_MIN_S = 0.02
 _RECONNECT_MAX_S = 1.0
+_FULL_RETRY_S = 0.5
 
 
 class Lane(Protocol):
@@ -42,6 +43,8 @@ class StoreAccess(Protocol):
     async def grant(self, session_id: str, owner: str) -> Ownership: ...
 
     async def read(self, session_id: str, query: EventQuery, *, wait_s: float = 0) -> list[Slab]: ...
+
+    async def is_short_of_room(self) -> bool: ...
 
     async def load(self, session_id: str) -> SessionRecords: ...
 
@@ -129,6 +132,9 @@ class EventLogClient:
         self._lane: Lane | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._flush_scheduled = False
+        self._is_short_of_room = False
+        self._refused: asyncio.Future[None] = self._loop.create_future()
+        """Done when the store had no room for what was sent."""
 
     async def acquire(self, session_id: str, owner: str, on_commit: CommitListener) -> Ownership:
         ownership = await self._store.grant(session_id, owner)
@@ -159,6 +165,23 @@ class EventLogClient:
 
     async def room(self) -> None:
         await self._room.wait()
+
+    async def require_room(self) -> None:
+        if self._is_short_of_room:
+            self._is_short_of_room = await self._store.is_short_of_room()
+        if self._is_short_of_room:
+            raise StorageFull
+
+    async def acknowledged(self, committed: "asyncio.Future[Committed]") -> None:
+        if self._refused.done():
+            self._refused = self._loop.create_future()
+        await asyncio.wait((committed, self._refused), return_when=asyncio.FIRST_COMPLETED)
+        if not committed.done():
+            raise StorageFull(
+                "There is no room to keep this, so it is not acknowledged; it is kept when there is. Free disk space,"
+                " and try again with the same idempotency key."
+            )
+        committed.result()
 
     async def read(self, session_id: str, query: EventQuery, *, wait_s: float = 0) -> list[Event]:
         slabs = await self._store.read(session_id, query, wait_s=wait_s)
@@ -216,8 +239,11 @@ class EventLogClient:
         self._lane.send(frame.data)
 
     def _replied(self, reply: bytes) -> None:
-        number, answers = decode_answers(reply)
+        number, answers, self._is_short_of_room = decode_answers(reply)
         if number not in self._in_flight:  # answered before the lane broke, and again after
+            return
+        if any(answer.status is AppendStatus.STORAGE_FULL for answer in answers):
+            self._hold()
             return
         if any(answer.status is AppendStatus.OUT_OF_ORDER for answer in answers):
             self._broken()  # an earlier frame got lost on the way: all go again, in order
@@ -258,17 +284,24 @@ class EventLogClient:
         if self._pending_bytes <= MAX_PENDING_BYTES:
             self._room.set()
 
-    def _broken(self) -> None:
+    def _hold(self) -> None:
+        """There is no room: everything that is under way stays here, and goes again after a while."""
+        if not self._refused.done():
+            self._refused.set_result(None)
+        self._broken(after_s=_FULL_RETRY_S)
+
+    def _broken(self, *, after_s: float = 0) -> None:
         if self._lane is not None:
             self._lane.close()
             self._lane = None
-        self._reconnect()
+        self._reconnect(after_s=after_s)
 
-    def _reconnect(self) -> None:
+    def _reconnect(self, *, after_s: float = 0) -> None:
         if self._connecting is None or self._connecting.done():
-            self._connecting = self._loop.create_task(self._connect(), name="greenroom-log-connect")
+            self._connecting = self._loop.create_task(self._connect(after_s), name="greenroom-log-connect")
 
-    async def _connect(self) -> None:
+    async def _connect(self, after_s: float) -> None:
+        await asyncio.sleep(after_s)
         delay_s = _RECONNECT_MIN_S
         while True:
             try:

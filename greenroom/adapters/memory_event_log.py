@@ -55,6 +55,12 @@ class MemoryEventLog:
     async def room(self) -> None:
         return None
 
+    async def require_room(self) -> None:
+        return None
+
+    async def acknowledged(self, committed: "asyncio.Future[Committed]") -> None:
+        await asyncio.shield(committed)
+
     async def read(self, session_id: str, query: EventQuery, *, wait_s: float = 0) -> list[Event]:
         log = self._log(session_id)
         if query.after > len(log.events):

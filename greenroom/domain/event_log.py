@@ -132,6 +132,15 @@ class EventLog(Protocol):
         """Return when the log is ready to take more: the way to keep a fast provider from filling memory."""
         ...
 
+    async def require_room(self) -> None:
+        """Return at once while there is room for new work. StorageFull otherwise: refuse it before it begins."""
+        ...
+
+    async def acknowledged(self, committed: "asyncio.Future[Committed]") -> None:
+        """Wait for an append on behalf of somebody who can be refused. Its error; StorageFull as soon as the log has no
+        room for it: then it is not acknowledged, and stays under way until there is room."""
+        ...
+
     async def read(self, session_id: str, query: EventQuery, *, wait_s: float = 0) -> list[Event]:
         """The matching events; waits up to wait_s for the first one when there is none yet.
 

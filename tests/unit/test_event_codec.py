@@ -217,7 +217,7 @@ def test_a_frame_comes_back_as_it_was(given_entries: list[tuple[str, int, int, l
 def test_answers_come_back_as_they_were() -> None:
     answers = [AppendAnswer(status, 1 << 40, RECORDED_AT_US) for status in AppendStatus]
 
-    assert (3, answers) == decode_answers(encode_answers(3, answers))
+    assert (3, answers, True) == decode_answers(encode_answers(3, answers, is_short_of_room=True))
 
 
 @given(st.integers(0, 250_000_000_000_000_000))

@@ -12,14 +12,17 @@ from ...domain.event_log import EventQuery, Ownership, SessionRecords
 from ...domain.run import Run
 from ...domain.session import Session
 from ..append_frames import AppendAnswer, decode_frame, encode_answers
+from ..clock import now_us
 from ..event_codec import Slab
 from ..event_selection import EventSelection
 from ..recent_batches import RecentBatches
+from ..room_watch import Room
 from .group_commit import CommittedGroup, WriterCallbacks
 from .log_sources import LogSources
 from .open_store import OpenStore, open_store
 from .record_tables import RecordTables
 from .session_archive import read_head
+from .store_options import StoreOptions
 from .verification import Verification, verify_session
 
 RECENT_BYTES = 64 * 1024 * 1024
@@ -43,8 +46,11 @@ class DuckDBEventStore:
     `path` is the folder of the files; one store at a time has it.
     """
 
-    def __init__(self, path: Path, *, on_fatal: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, path: Path, options: StoreOptions | None = None, *, on_fatal: Callable[[Exception], None]
+    ) -> None:
         self.path = path
+        self.options = options or StoreOptions()
         self._loop = asyncio.get_running_loop()
         self._on_fatal = on_fatal
         self._recent = RecentBatches(max_bytes=RECENT_BYTES)
@@ -64,7 +70,7 @@ class DuckDBEventStore:
             rotated=self._in_loop(self._rotated),
             failed=self._in_loop(self._on_fatal),
         )
-        self._open = await asyncio.to_thread(open_store, self.path, callbacks)
+        self._open = await asyncio.to_thread(open_store, self.path, self.options, callbacks)
         await self._finish_deletions()
         self._open.keeper.tidy_soon()
 
@@ -102,7 +108,7 @@ class DuckDBEventStore:
         number, entries = decode_frame(frame)
 
         def answer(answers: list[AppendAnswer]) -> None:
-            reply(encode_answers(number, answers))
+            reply(encode_answers(number, answers, is_short_of_room=self._store.writer.room is not Room.PLENTY))
 
         self._store.writer.append(entries, answer)
 
@@ -116,6 +122,10 @@ class DuckDBEventStore:
 
         self.submit(frame, reply)
         return await replied
+
+    async def is_short_of_room(self) -> bool:
+        """Whether new work should be refused, as of now."""
+        return await asyncio.wrap_future(self._store.writer.between_groups(self._store.writer.look_for_room))
 
     async def grant(self, session_id: str, owner: str) -> Ownership:
         """Make `owner` the session's only writer; the session exists from then on."""
@@ -238,13 +248,20 @@ class DuckDBEventStore:
         return await self._records(lambda tables: tables.session(session_id))
 
     async def find_session_by_key(self, idempotency_key: str) -> str | None:
-        return await self._records(lambda tables: tables.session_by_key(idempotency_key))
+        return await self._records(
+            lambda tables: tables.session_by_key(idempotency_key, since_us=self._keys_since_us())
+        )
 
     async def find_run(self, run_id: str) -> Run | None:
         return await self._records(lambda tables: tables.run(run_id))
 
     async def find_run_by_key(self, session_id: str, idempotency_key: str) -> str | None:
-        return await self._records(lambda tables: tables.run_by_key(session_id, idempotency_key))
+        return await self._records(
+            lambda tables: tables.run_by_key(session_id, idempotency_key, since_us=self._keys_since_us())
+        )
+
+    def _keys_since_us(self) -> int:
+        return now_us() - round(self.options.idempotency_keys_s * 1_000_000)
 
     async def list_sessions(self, **filters: Any) -> list[Session]:
         """See RecordTables.list_sessions."""

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from ...domain.errors import GreenroomError, InvalidOperation
+from ...domain.errors import GreenroomError, InvalidOperation, StorageFull
 from ...domain.event_log import Ownership
 from ...domain.hash_chain import chain_next, chain_start
 from ...domain.log_head import REMEMBERED_BATCHES, Fenced, LogHead, OutOfOrder, Placed, Repeated
@@ -17,6 +17,7 @@ from ..append_frames import AppendAnswer, AppendEntry, AppendStatus
 from ..clock import now_us
 from ..event_selection import StoredBatch
 from ..logs import get_logger
+from ..room_watch import Room, RoomWatch
 from .head_journal import HeadJournal, deleted_head, grant_head
 from .log_file import Grant
 from .log_rows import header_of, row_of, stamped_row
@@ -131,6 +132,7 @@ class GroupCommit:
         *,
         next_batch: int,
         next_session_key: int,
+        room_watch: RoomWatch,
         callbacks: WriterCallbacks,
     ) -> None:
         self._log = hot.file
@@ -146,6 +148,9 @@ class GroupCommit:
         self._unrecorded: queue.Queue[_Unrecorded | HeadJournal | None] = queue.Queue(MAX_UNRECORDED_GROUPS)
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
         self._leaving: set[str] = set()
+        self._room_watch = room_watch
+        self.room = room_watch.look()
+        """What there was the last time that something came."""
         self._prepared: OpenLog | None = None
         self._asked_to_prepare = False
         self._threads = [
@@ -189,6 +194,11 @@ class GroupCommit:
     def forgotten(self, session_id: str) -> "Future[None]":
         """No trace of the session is left that a new one of the same name could take for its own."""
         return self.between_groups(lambda: self._leaving.discard(session_id))
+
+    def look_for_room(self) -> bool:
+        """Whether new work should be refused. In the writer's thread."""
+        self.room = self._room_watch.look()
+        return self.room is not Room.PLENTY
 
     def set_aside(self, batch_count: int) -> "Future[tuple[int, int]]":
         """A session key, and the number of the first of so many batches, for what comes into the log from elsewhere.
@@ -254,6 +264,10 @@ class GroupCommit:
     def _commit(self, grants: Sequence[_Grant], appends: Sequence[_Append]) -> None:
         if not grants and not appends:
             return
+        self.room = self._room_watch.look(sum(_size(append) for append in appends))
+        if self.room is Room.FULL:
+            self._refuse_all(grants, appends)
+            return
         recorded_at_us = now_us()
         records: list[bytes] = []
         granted = [
@@ -273,6 +287,14 @@ class GroupCommit:
         )
         self.committed_batch = self._next_batch - 1
         self._unrecorded.put(_Unrecorded(self._journal, b"".join(records), CommittedGroup(stored, answers), granted))
+
+    def _refuse_all(self, grants: Sequence[_Grant], appends: Sequence[_Append]) -> None:
+        """Nothing was changed: whoever asked may ask again when there is room."""
+        for grant in grants:
+            grant.granted.set_exception(StorageFull())
+        refusal = AppendAnswer(AppendStatus.STORAGE_FULL, 0, 0)
+        answers = [(append.answer, [refusal] * len(append.entries)) for append in appends]
+        self._unrecorded.put(_Unrecorded(self._journal, b"", CommittedGroup([], answers), []))
 
     def _refuse_leaving(self, grant: _Grant) -> bool:
         if grant.session_id in self._leaving:

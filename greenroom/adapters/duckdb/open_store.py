@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ...domain.errors import GreenroomError
 from ..artifact_folder import ArtifactFolder
+from ..room_watch import RoomWatch
 from .group_commit import GroupCommit, WriterCallbacks
 from .log_file import Grant, LogFile
 from .log_keeper import LogKeeper
@@ -12,6 +13,7 @@ from .log_sources import CurrentSources, LogSources
 from .manifest import Manifest
 from .record_thread import RecordThread
 from .store_folder import Found, StoreFolder
+from .store_options import StoreOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +56,17 @@ class OpenStore:
         self.folder.release()
 
 
-def open_store(path: Path, callbacks: WriterCallbacks) -> OpenStore:
+def open_store(path: Path, options: StoreOptions, callbacks: WriterCallbacks) -> OpenStore:
     """Open the folder and start the threads. Call it in a thread; the typed error says why it does not open."""
     folder = StoreFolder(path)
     try:
-        return _wire(folder, folder.open(), callbacks)
+        return _wire(folder, folder.open(), options, callbacks)
     except GreenroomError:
         folder.release()
         raise
 
 
-def _wire(folder: StoreFolder, found: Found, callbacks: WriterCallbacks) -> OpenStore:
+def _wire(folder: StoreFolder, found: Found, options: StoreOptions, callbacks: WriterCallbacks) -> OpenStore:
     sources = CurrentSources(LogSources(found.parts, found.frozen, found.hot.file))
     logs = sources().logs
     newest_batch = max([found.manifest.sealed_batch, *(log.last_batch for log in logs if log.contents.batch_count)])
@@ -78,12 +80,18 @@ def _wire(folder: StoreFolder, found: Found, callbacks: WriterCallbacks) -> Open
         records.find_grant,
         next_batch=newest_batch + 1,
         next_session_key=_next_session_key(found.manifest, logs),
+        room_watch=RoomWatch(
+            folder.path,
+            min_free_bytes=options.min_free_bytes,
+            reserve_bytes=options.reserve_bytes,
+            max_memory_bytes=options.max_memory_bytes,
+        ),
         callbacks=callbacks,
     )
-    keeper = LogKeeper(folder, found.manifest, sources, writer, records)
+    keeper = LogKeeper(folder, found.manifest, sources, writer, records, prune_after_s=options.prune_streamed_after_s)
     writer.start()
     records.start()
-    artifacts = ArtifactFolder(folder.artifacts_path)
+    artifacts = ArtifactFolder(folder.artifacts_path, max_artifact_bytes=options.max_artifact_bytes)
     return OpenStore(folder, sources, writer, records, keeper, artifacts, found.deleted)
 
 

@@ -36,8 +36,8 @@ MAX_OPEN_RUNS = 50_000
 _WATERMARK = "SELECT batch_id FROM watermark"
 _SESSION = "SELECT record FROM sessions WHERE session_id = ?"
 _RUN = "SELECT record FROM runs WHERE run_id = ?"
-_RUN_BY_KEY = "SELECT run_id FROM runs WHERE session_id = ? AND idempotency_key = ?"
-_SESSION_BY_KEY = "SELECT session_id FROM sessions WHERE idempotency_key = ?"
+_RUN_BY_KEY = "SELECT run_id FROM runs WHERE session_id = ? AND idempotency_key = ? AND created_at_us > ?"
+_SESSION_BY_KEY = "SELECT session_id FROM sessions WHERE idempotency_key = ? AND created_at_us > ?"
 _OPEN_RUNS = "SELECT record FROM runs WHERE session_id = ? AND status IN ('pending', 'running') ORDER BY queued_seq"
 _RUN_COUNT = "SELECT count(*) FROM runs WHERE session_id = ?"
 _RECENT_CALLS = """
@@ -217,12 +217,14 @@ class RecordTables:
         row = first_row(self._connection, _RUN, [run_id])
         return Run.from_dict(json.loads(row[0])) if row else None
 
-    def run_by_key(self, session_id: str, idempotency_key: str) -> str | None:
-        row = first_row(self._connection, _RUN_BY_KEY, [session_id, idempotency_key])
+    def run_by_key(self, session_id: str, idempotency_key: str, *, since_us: int) -> str | None:
+        """The run that was submitted with this key after that time."""
+        row = first_row(self._connection, _RUN_BY_KEY, [session_id, idempotency_key, since_us])
         return row[0] if row else None
 
-    def session_by_key(self, idempotency_key: str) -> str | None:
-        row = first_row(self._connection, _SESSION_BY_KEY, [idempotency_key])
+    def session_by_key(self, idempotency_key: str, *, since_us: int) -> str | None:
+        """The session that was opened with this key after that time."""
+        row = first_row(self._connection, _SESSION_BY_KEY, [idempotency_key, since_us])
         return row[0] if row else None
 
     def open_runs(self, session_id: str) -> tuple[Run, ...]:
