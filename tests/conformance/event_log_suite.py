@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from greenroom.adapters.clock import now_us
 from greenroom.domain.errors import InvalidCursor, SessionNotFound, ValidationError, WriterFenced
 from greenroom.domain.event import Event, EventType, NewEvent
 from greenroom.domain.event_log import MAX_READ_LIMIT, CommittedBatch, EventLog, EventQuery, Ownership
@@ -13,6 +14,9 @@ from greenroom.domain.run import RunStatus
 from greenroom.domain.session import SessionState
 
 OpenLog = Callable[[], Awaitable[EventLog]]
+
+NOW_US = now_us()
+"""Idempotency keys are found for some days only."""
 
 LONG_S = 30.0
 """A wait that a test must not have to sit out."""
@@ -36,22 +40,24 @@ def created(**changes: Any) -> NewEvent:
         "max_queued_runs": 100,
         "run_defaults": {},
     }
-    return NewEvent("evt_c", EventType.SESSION_CREATED, 1, None, None, None, data | changes, {"idempotency_key": "s"})
+    return NewEvent(
+        "evt_c", EventType.SESSION_CREATED, NOW_US + 1, None, None, None, data | changes, {"idempotency_key": "s"}
+    )
 
 
 def queued(run_id: str, *, key: str | None = None, call_id: str = "call_1") -> NewEvent:
     metadata = {"call_id": call_id} if key is None else {"call_id": call_id, "idempotency_key": key}
     data = {"options": {"metadata": {"n": 1}}, "message_count": 1}
-    return NewEvent(f"evt_{run_id}", EventType.RUN_QUEUED, 5, run_id, 1, "scripted", data, metadata)
+    return NewEvent(f"evt_{run_id}", EventType.RUN_QUEUED, NOW_US + 5, run_id, 1, "scripted", data, metadata)
 
 
 def sent(run_id: str, text: str = "Hi.") -> NewEvent:
     data = {"role": "user", "content": text}
-    return NewEvent(f"evt_m_{run_id}", EventType.MESSAGE_SENT, 6, run_id, 1, "scripted", data, {})
+    return NewEvent(f"evt_m_{run_id}", EventType.MESSAGE_SENT, NOW_US + 6, run_id, 1, "scripted", data, {})
 
 
 def started(run_id: str) -> NewEvent:
-    return NewEvent(f"evt_s_{run_id}", EventType.RUN_STARTED, 7, run_id, 1, "scripted", {"model": "m"}, {})
+    return NewEvent(f"evt_s_{run_id}", EventType.RUN_STARTED, NOW_US + 7, run_id, 1, "scripted", {"model": "m"}, {})
 
 
 def completed(run_id: str) -> NewEvent:
@@ -63,7 +69,7 @@ def completed(run_id: str) -> NewEvent:
         "turn_count": 2,
         "model": "m-2",
     }
-    return NewEvent(f"evt_e_{run_id}", EventType.RUN_COMPLETED, 9, run_id, 1, "scripted", data, {})
+    return NewEvent(f"evt_e_{run_id}", EventType.RUN_COMPLETED, NOW_US + 9, run_id, 1, "scripted", data, {})
 
 
 class Writer:

@@ -41,7 +41,7 @@ class HeadModel(RuleBasedStateMachine):
             assert Repeated(*self.answers[number]) == verdict
         elif number == len(self.answers) + 1:
             assert Placed(end + 1) == verdict
-            self.head.advance(batch_number=number, count=count, recorded_at_us=self.clock)
+            self.head.advance(batch_number=number, count=count, recorded_at_us=self.clock, digest=b"")
             self.answers[number] = (end + 1, self.clock)
             self.log.append((epoch, number, count))
         else:
@@ -67,7 +67,7 @@ def filled(batches: int) -> LogHead:
     head = LogHead(session_key=1)
     head.grant()
     for number in range(1, batches + 1):
-        head.advance(batch_number=number, count=10, recorded_at_us=number)
+        head.advance(batch_number=number, count=10, recorded_at_us=number, digest=b"")
     return head
 
 

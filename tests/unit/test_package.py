@@ -46,7 +46,7 @@ def test_every_data_file_is_shipped(project: dict[str, Any]) -> None:
 
     shipped = {path for pattern in patterns for path in home.glob(pattern)}
 
-    assert {home / "py.typed", home / "adapters" / "duckdb" / "schema.sql"} <= shipped
+    assert {home / "py.typed", home / "adapters" / "duckdb" / "log_schema.sql"} <= shipped
     others = {path for path in home.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc", ".so")}
     assert set() == others - shipped
 
