@@ -14,3 +14,8 @@ class RuntimeAddress:
     ray_address: str
     namespace: str
     data_dir: str
+
+
+def event_store_name(shard: int) -> str:
+    """Name of the actor that has this shard of the event store."""
+    return EVENT_STORE if shard == 0 else f"{EVENT_STORE}-{shard}"

@@ -9,8 +9,9 @@ from weakref import WeakValueDictionary
 import ray
 import ray.exceptions
 
-from ..adapters.clock import id_factory
+from ..adapters.clock import id_factory, now_us
 from ..adapters.logs import get_logger, log_to_stderr
+from ..adapters.settings import RetentionSettings
 from ..domain.errors import GreenroomError, SessionNotFound, ValidationError
 from ..domain.provider import ProviderDeclaration
 from ..domain.session import SessionSpec
@@ -18,6 +19,7 @@ from .actor_states import actor_is_dead, actor_table, named_actors
 from .address import SESSION_SERVER_PREFIX, RuntimeAddress
 from .ray_errors import raise_bare
 from .session_server import SessionServer
+from .store_shards import StoreShards
 
 _log = get_logger(__name__)
 
@@ -30,6 +32,10 @@ _SERVER_OPTIONS: dict[str, Any] = {
     "max_concurrency": 100_000,  # at Ray's default of 1,000 waiting calls starve cancel
 }
 MAX_REMEMBERED_OPENS = 10_000
+RETENTION_EVERY_S = 60.0
+"""How often sessions are looked for that the retention rule deletes."""
+DELETE_CANCEL_S = 10.0
+"""How long the actor of a session that is deleted may take to cancel its runs."""
 MAX_RECONCILING = 4
 """Sessions taken over at once when a runtime starts on a data_dir with open runs."""
 
@@ -40,10 +46,10 @@ class Directory:
     Two actors may believe for a moment that they serve the same session; only the one with the newest epoch can write.
     """
 
-    def __init__(self, address: RuntimeAddress, store: Any, settings: Mapping[str, Any]) -> None:
+    def __init__(self, address: RuntimeAddress, stores: StoreShards, settings: Mapping[str, Any]) -> None:
         log_to_stderr()
         self._address = address
-        self._store = store
+        self._stores = stores
         self._settings = dict(settings)
         self._self: Any = ray.get_runtime_context().current_actor
         self._ids = id_factory()
@@ -52,6 +58,7 @@ class Directory:
         self._opens: dict[str, str] = {}
         loop = asyncio.get_running_loop()
         self._reconciling = loop.create_task(self._reconcile(), name="greenroom-reconcile")
+        self._retaining = loop.create_task(self._retain(), name="greenroom-retention")
 
     async def settings(self) -> dict[str, Any]:
         """What session servers are started with."""
@@ -84,7 +91,25 @@ class Directory:
             return await self._place(session_id, spec, tools, idempotency_key)
 
     async def _known(self, idempotency_key: str | None) -> str | None:
-        return await self._from_store("find_session_by_key", idempotency_key) if idempotency_key else None
+        return await self._stores.first("find_session_by_key", idempotency_key) if idempotency_key else None
+
+    async def delete_session(self, session_id: str) -> None:
+        """Cancel what runs, end the session's actor, and delete every trace of it. SessionNotFound."""
+        async with self._lock(session_id):
+            placed = self._placed.pop(session_id, None) or await self._find(session_id)
+            if placed is not None and not actor_is_dead(placed[1]):
+                await self._end(session_id, placed[1])
+            await self._stores.ask(session_id, "delete_session")
+            self._opens = {key: opened for key, opened in self._opens.items() if opened != session_id}
+
+    async def _end(self, session_id: str, actor: Any) -> None:
+        """The session's actor is gone, and with it whatever ran there; one that does not answer is killed."""
+        try:
+            async with asyncio.timeout(DELETE_CANCEL_S):
+                await actor.leave.remote(session_id)
+        except (ray.exceptions.RayError, GreenroomError, TimeoutError):
+            _log.warning("session_left_unasked", session_id=session_id, exc_info=True)
+        ray.kill(actor)
 
     async def locate(self, session_id: str, asker: str | None = None) -> dict[str, Any]:
         """The actor that serves the session, found or started. SessionNotFound if it does not exist."""
@@ -111,7 +136,7 @@ class Directory:
 
     async def _find(self, session_id: str) -> tuple[str, Any] | None:
         """The actor that owns the session by the store's word, if it is alive or being restarted."""
-        owner: str | None = await self._from_store("owner", session_id)
+        owner: str | None = await self._stores.ask(session_id, "owner")
         if owner is None:
             return None
         try:
@@ -124,15 +149,15 @@ class Directory:
         self, session_id: str, spec: SessionSpec | None, tools: bytes | None, idempotency_key: str | None
     ) -> tuple[str, Any]:
         """A new actor that takes the session over."""
-        if spec is None and await self._from_store("owner", session_id) is None:
+        if spec is None and await self._stores.ask(session_id, "owner") is None:
             raise SessionNotFound(
                 f"There is no session {session_id} in {self._address.data_dir}.", details={"session_id": session_id}
             )
         if tools is not None:
-            await self._from_store("save_tools", session_id, tools)
+            await self._stores.ask(session_id, "save_tools", tools)
         name = SESSION_SERVER_PREFIX + self._ids.session_id()[4:]
         options = {**_SERVER_OPTIONS, "name": name, "namespace": self._address.namespace}
-        actor: Any = ray.remote(SessionServer).options(**options).remote(name, self._store, self._self, self._settings)
+        actor: Any = ray.remote(SessionServer).options(**options).remote(name, self._stores, self._self, self._settings)
         try:
             await actor.bind.remote(session_id, spec, idempotency_key)
         except ray.exceptions.RayError as exc:
@@ -146,12 +171,6 @@ class Directory:
             lock = self._locks[key] = asyncio.Lock()
         return lock
 
-    async def _from_store(self, method: str, *args: Any) -> Any:
-        try:
-            return await getattr(self._store, method).remote(*args)
-        except ray.exceptions.RayError as exc:
-            raise_bare(exc)
-
     async def _reconcile(self) -> None:
         """Give every session with open runs an owner: no run stays open without somebody who will end it."""
         gate = asyncio.Semaphore(MAX_RECONCILING)
@@ -163,8 +182,24 @@ class Directory:
                 except GreenroomError:
                     _log.exception("session_not_reconciled", session_id=session_id)
 
-        session_ids: list[str] = await self._from_store("sessions_with_open_runs")
+        session_ids: list[str] = await self._stores.joined("sessions_with_open_runs")
         await asyncio.gather(*(place(session_id) for session_id in session_ids))
+
+    async def _retain(self) -> None:
+        """Delete sessions that ended long enough ago, for as long as there is a rule for it."""
+        retention: RetentionSettings | None = self._settings["retention"]
+        while retention is not None:
+            try:
+                await self._delete_expired(retention)
+            except GreenroomError:
+                _log.exception("retention_failed")
+            await asyncio.sleep(min(RETENTION_EVERY_S, retention.ended_after_s))
+
+    async def _delete_expired(self, retention: RetentionSettings) -> None:
+        before_us = now_us() - round(retention.ended_after_s * 1_000_000)
+        for session_id in await self._stores.joined("expired_sessions", retention.statuses, before_us):
+            await self.delete_session(session_id)
+            _log.info("session_expired", session_id=session_id)
 
     # Looking
 
@@ -177,7 +212,7 @@ class Directory:
         return [{**row, "session_ids": sessions.get(row["name"], [])} for row in rows]
 
     def _actor_rows(self) -> list[dict[str, Any]]:
-        shared = {actor._actor_id.hex() for actor in (self._store, self._self)}  # noqa: SLF001
+        shared = {actor._actor_id.hex() for actor in (*self._stores.actors, self._self)}  # noqa: SLF001
         names = set(named_actors(self._address.namespace, SESSION_SERVER_PREFIX))
         return actor_table(actor_ids=shared, names=names)
 

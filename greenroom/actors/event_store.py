@@ -3,24 +3,24 @@
 import asyncio
 import os
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import ray
 
+from ..adapters.data_dir import socket_name, store_folder
 from ..adapters.event_codec import Slab
 from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.settings import MEMORY_DATA_DIR
-from ..adapters.socket_lane import SOCKET_NAME, SocketLaneServer
+from ..adapters.socket_lane import SocketLaneServer
+from ..adapters.store_options import StoreOptions
 from ..domain.event_log import EventQuery, Ownership, SessionRecords
 from ..domain.run import Run
 from ..domain.session import Session
+from ..domain.verification import Verification
 
 _log = get_logger(__name__)
-
-FOLDER_NAME = "store"
-"""Where in the data_dir the store's files are."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -33,7 +33,7 @@ class EventStore:
     When a write fails the process ends itself: what the file holds is the truth, and the next process starts from that.
     """
 
-    def __init__(self, data_dir: str) -> None:
+    def __init__(self, data_dir: str, shard: int, options: StoreOptions) -> None:
         log_to_stderr()
         # Here, not at the top: whoever starts this actor must not pay for DuckDB (23 MB, and its chatter at exit).
         from ..adapters.duckdb.event_store import DuckDBEventStore  # noqa: PLC0415
@@ -42,8 +42,9 @@ class EventStore:
         memory = data_dir == MEMORY_DATA_DIR
         self._scratch = tempfile.TemporaryDirectory(prefix="greenroom-") if memory else None
         folder = Path(self._scratch.name if self._scratch else data_dir)
-        self._store = DuckDBEventStore(folder / FOLDER_NAME, on_fatal=_end_process)
-        self._socket = SocketLaneServer(folder / SOCKET_NAME, self._store.submit)
+        self._shard = shard
+        self._store = DuckDBEventStore(store_folder(folder, shard), options, on_fatal=_end_process)
+        self._socket = SocketLaneServer(folder / socket_name(shard), self._store.submit)
         self._opening = asyncio.get_running_loop().create_task(self._open(), name="greenroom-open-store")
 
     async def _open(self) -> None:
@@ -114,6 +115,28 @@ class EventStore:
 
     async def tools(self, session_id: str) -> bytes | None:
         return await self._when_open(self._store.tools, session_id)
+
+    async def verify_session(self, session_id: str) -> Verification:
+        return await self._when_open(self._store.verify_session, session_id)
+
+    async def delete_session(self, session_id: str) -> None:
+        await self._when_open(self._store.delete_session, session_id)
+
+    async def export_session(self, session_id: str, path: Path) -> int:
+        return await self._when_open(self._store.export_session, session_id, path)
+
+    async def import_session(self, session_id: str, path: Path) -> None:
+        await self._when_open(self._store.import_session, path)
+
+    async def compact(self) -> None:
+        await self._when_open(self._store.compact)
+
+    async def back_up(self, target: Path) -> int:
+        """Copy this store into the backup of the data_dir."""
+        return await self._when_open(self._store.back_up, store_folder(target, self._shard))
+
+    async def expired_sessions(self, statuses: Sequence[str], before_us: int) -> list[str]:
+        return await self._when_open(self._store.expired_sessions, statuses, before_us)
 
     async def counts(self) -> dict[str, int]:
         return await self._when_open(self._store.counts)

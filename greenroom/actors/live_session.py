@@ -281,7 +281,7 @@ class LiveSession:
         for run_id in run_ids:
             run = self._runs.get(run_id)
             if run is not None and run.queued is not None and not run.queued.done():
-                await self._log.acknowledged(run.queued)
+                await self._log.acknowledged(self.session_id, run.queued)
         self._check_here()
         return list(run_ids)
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import ray
 import ray.exceptions
 
+from ..adapters.data_dir import prepare_backup
 from ..adapters.option_parsing import parse_options, require_json_safe
 from ..adapters.providers.registry import BUILT_IN_DECLARATIONS
 from ..adapters.run_option_parsing import parse_run_options
@@ -25,6 +26,7 @@ from ..domain.event_log import MAX_READ_LIMIT
 from ..domain.provider import ProviderDeclaration
 from ..domain.run import Run, RunResult, RunStatus
 from ..domain.session import Session, SessionSpec, SessionState
+from ..domain.verification import Verification
 from . import ray_cluster
 from .actor_states import actor_is_dead
 from .address import RuntimeAddress
@@ -33,6 +35,7 @@ from .ray_errors import raise_bare
 from .runtime_file import RuntimeRecord, remove_record
 from .runtime_watch import RuntimeWatch
 from .session_handle import SessionHandle
+from .store_shards import StoreShards
 
 ResultT = TypeVar("ResultT")
 
@@ -60,9 +63,9 @@ class Runtime:
     greenroom; RuntimeGone when the runtime has ended.
     """
 
-    def __init__(self, address: RuntimeAddress, *, store: Any, directory: Any, owns_ray: bool) -> None:
+    def __init__(self, address: RuntimeAddress, *, stores: StoreShards, directory: Any, owns_ray: bool) -> None:
         self._address = address
-        self._store = store
+        self._stores = stores
         self._directory = directory
         self._owns_ray = owns_ray
         self._ended = False
@@ -81,7 +84,7 @@ class Runtime:
         """Whether this process is connected to it, and its store and directory are not gone for good."""
         if self._ended or not ray.is_initialized() or not _same_cluster(self._address):
             return False
-        return not actor_is_dead(self._store) and not actor_is_dead(self._directory)
+        return not any(actor_is_dead(actor) for actor in (*self._stores.actors, self._directory))
 
     @property
     def owns_ray(self) -> bool:
@@ -170,7 +173,7 @@ class Runtime:
 
     async def asession(self, session_id: str) -> Session:
         """The session's record. SessionNotFound if there is none."""
-        session: Session | None = await self._ask(self._store.find_session.remote(session_id))
+        session: Session | None = await self._ask(self._stores.ask(session_id, "find_session"))
         if session is None:
             raise SessionNotFound(
                 f"There is no session {session_id} in {self.data_dir}.", details={"session_id": session_id}
@@ -198,17 +201,86 @@ class Runtime:
             "after": after,
             "limit": _checked_limit(limit),
         }
-        return await self._ask(self._store.list_sessions.remote(filters))
+        return await self._ask(self._stores.list_sessions(filters))
 
     def list_sessions(self, **filters: Any) -> list[Session]:
         """See alist_sessions."""
         return self._wait(self.alist_sessions(**filters))
 
+    # The whole life of a session's data
+
+    async def averify_session(self, session_id: str) -> Verification:
+        """Read the session's whole log from the disk and prove it; `.ok` is true only when it is intact."""
+        return await self._ask(self._stores.ask(session_id, "verify_session"))
+
+    def verify_session(self, session_id: str) -> Verification:
+        """See averify_session."""
+        return self._wait(self.averify_session(session_id))
+
+    async def adelete_session(self, session_id: str) -> None:
+        """Cancel the session's runs and delete every trace of it. SessionNotFound if there is none.
+
+        When this returns nothing shows it any more, and nothing brings it back; its bytes leave the files with the next
+        `compact`.
+        """
+        await self._ask(self._directory.delete_session.remote(session_id))
+
+    def delete_session(self, session_id: str) -> None:
+        """See adelete_session."""
+        self._wait(self.adelete_session(session_id))
+
+    async def aexport_session(self, session_id: str, path: str | Path) -> Path:
+        """Write the session as it is now to one self-contained file, and return its path. SessionNotFound.
+
+        The store's process writes it, on the store's machine. Tools given as Python objects are not in it.
+        """
+        target = _absolute(path)
+        await self._ask(self._stores.ask(session_id, "export_session", target))
+        return target
+
+    def export_session(self, session_id: str, path: str | Path) -> Path:
+        """See aexport_session."""
+        return self._wait(self.aexport_session(session_id, path))
+
+    async def aimport_session(self, path: str | Path) -> SessionHandle:
+        """Take in an exported session, once its whole chain was proven. InvalidFormat if it is not what was exported,
+        AlreadyExists if there is a session of its name; then nothing was changed."""
+        from ..adapters.duckdb.session_archive import read_head  # noqa: PLC0415  loads DuckDB
+
+        source = _absolute(path)
+        head = await asyncio.to_thread(read_head, source)
+        await self._ask(self._stores.ask(head.session_id, "import_session", source))
+        return SessionHandle(head.session_id, self._address)
+
+    def import_session(self, path: str | Path) -> SessionHandle:
+        """See aimport_session."""
+        return self._wait(self.aimport_session(path))
+
+    async def acompact(self) -> None:
+        """Rewrite the store's files without what was deleted or may be pruned; everything is served meanwhile."""
+        await self._ask(self._stores.ask_all("compact"))
+
+    def compact(self) -> None:
+        """See acompact."""
+        self._wait(self.acompact())
+
+    async def abackup(self, path: str | Path) -> Path:
+        """Copy everything as it is now to a new folder, which `greenroom restore` puts back, or which is a data_dir by
+        itself; everything is served meanwhile. Each shard is a moment of its own."""
+        target = _absolute(path)
+        await asyncio.to_thread(prepare_backup, target, len(self._stores.actors))
+        await self._ask(self._stores.ask_all("back_up", target))
+        return target
+
+    def backup(self, path: str | Path) -> Path:
+        """See abackup."""
+        return self._wait(self.abackup(path))
+
     # Runs
 
     async def aget_run(self, run_id: str) -> Run:
         """The run's record. RunNotFound if there is none."""
-        run: Run | None = await self._ask(self._store.find_run.remote(run_id))
+        run: Run | None = await self._ask(self._stores.first("find_run", run_id))
         if run is None:
             raise RunNotFound(f"There is no run {run_id} in {self.data_dir}.", details={"run_id": run_id})
         return run
@@ -232,7 +304,7 @@ class Runtime:
             "after": after,
             "limit": _checked_limit(limit),
         }
-        return await self._ask(self._store.list_runs.remote(filters))
+        return await self._ask(self._stores.list_runs(filters))
 
     def list_runs(self, **filters: Any) -> list[Run]:
         """See alist_runs."""
@@ -304,7 +376,7 @@ class Runtime:
     async def astats(self) -> RuntimeStats:
         """What there is, and who serves it. Never waits on a session's actor."""
         actors, counts = await asyncio.gather(
-            self._ask(self._directory.actors.remote()), self._ask(self._store.counts.remote())
+            self._ask(self._directory.actors.remote()), self._ask(self._stores.counts())
         )
         return RuntimeStats(actors=actors, processes=len(actors), **counts)
 
@@ -350,10 +422,11 @@ class Runtime:
             await asyncio.wait(stops, timeout=_STOP_S)
         for server in servers:
             ray.kill(server)
-        with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+        with contextlib.suppress(GreenroomError, TimeoutError):
             async with asyncio.timeout(_STOP_S):
-                await self._store.close.remote()
-        ray.kill(self._store)
+                await self._stores.ask_all("close")
+        for store in self._stores.actors:
+            ray.kill(store)
 
     # Calls
 
@@ -401,6 +474,10 @@ class Runtime:
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 self._loop = None
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(path).expanduser().absolute()
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:

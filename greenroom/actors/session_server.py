@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
@@ -10,7 +11,6 @@ from weakref import WeakValueDictionary
 import ray
 
 from ..adapters.clock import id_factory, now_us
-from ..adapters.event_log_client import EventLogClient
 from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.option_parsing import require_json_safe
 from ..domain.errors import CapabilityNotSupported, GreenroomError, SessionMoved, ValidationError, WriterFenced
@@ -24,7 +24,7 @@ from .activation import activate
 from .live_session import LiveSession
 from .provider_set import ProviderSet
 from .ray_errors import raise_bare
-from .store_access import RayStoreAccess
+from .store_shards import StoreShards
 
 _log = get_logger(__name__)
 
@@ -41,7 +41,7 @@ class SessionServer:
     when Ray sends the call again.
     """
 
-    def __init__(self, name: str, store: Any, directory: Any, settings: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, stores: StoreShards, directory: Any, settings: Mapping[str, Any]) -> None:
         log_to_stderr()
         # What is there by now stays: the collector need not look at it again and again. A scripted run took 203 us of
         # CPU with the default thresholds and 186 with these (medians of four, noisy machine).
@@ -49,8 +49,8 @@ class SessionServer:
         gc.set_threshold(20_000, 20, 20)
         self._name = name
         self._directory = directory
-        self._access = RayStoreAccess(store)
-        self._log = EventLogClient(self._access)
+        self._stores = stores
+        self._log = stores.event_log()
         self._ids = id_factory()
         self._declarations: dict[str, ProviderDeclaration] = settings["providers"]
         self._default_provider: str = settings["default_provider"]
@@ -66,7 +66,7 @@ class SessionServer:
         """Go on with the sessions that the process before this one had; calls for them need not come first."""
         settings = await self._directory.settings.remote()
         self._declarations = settings["providers"]
-        for session_id in await self._access.sessions_of(self._name):
+        for session_id in await self._stores.joined("sessions_of", self._name):
             try:
                 await self._session(session_id)
             except GreenroomError:
@@ -112,7 +112,7 @@ class SessionServer:
         return live
 
     async def _toolbox(self, session_id: str) -> Toolbox:
-        packed = await self._access.tools(session_id)
+        packed: bytes | None = await self._stores.ask(session_id, "tools")
         if packed is None:
             return NoTools()
         from ..adapters.tool_packing import unpack_toolbox  # noqa: PLC0415  most sessions have none
@@ -302,6 +302,15 @@ class SessionServer:
         live = await self._session(session_id)
         async for events in live.subscribe(_checked_int(from_seq, "from_seq"), run_id, types, follow):
             yield events
+
+    async def leave(self, session_id: str) -> None:
+        """Cancel the session's runs and serve it no more: it is about to be deleted."""
+        live = self._live.get(session_id)
+        if live is not None:
+            if not live.status.is_terminal:
+                await live.cancel(secrets.token_hex(12))
+            self._forget(session_id)
+        await asyncio.gather(*self._cleanup)
 
     async def stop(self) -> None:
         """Leave all sessions; their providers are gone when this returns."""

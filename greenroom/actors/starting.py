@@ -11,15 +11,18 @@ import filelock
 import ray
 import ray.exceptions
 
+from ..adapters.data_dir import recorded_shards
 from ..adapters.settings import MEMORY_DATA_DIR, Settings, load_settings
 from ..domain.errors import GreenroomError, InvalidOperation, StorageConnectionFailed, ValidationError
 from . import ray_cluster
-from .address import DIRECTORY, EVENT_STORE, RuntimeAddress
+from .address import DIRECTORY, RuntimeAddress, event_store_name
 from .directory import Directory
 from .event_store import EventStore
 from .ray_errors import raise_bare
 from .runtime import Runtime
 from .runtime_file import RuntimeRecord, read_record, write_record
+from .shard_count import prepared_shards
+from .store_shards import StoreShards
 
 START_LOCK_S = 60.0
 """How long to wait for another process that starts a runtime on the same data_dir right now."""
@@ -86,7 +89,7 @@ def _start_in_memory(settings: Settings) -> Runtime:
         namespace=f"greenroom-memory-{secrets.token_hex(8)}",
         data_dir=MEMORY_DATA_DIR,
     )
-    return _wire(address, settings, owns_ray=owns_ray)
+    return _wire(address, settings, settings.event_store.shards or 1, owns_ray=owns_ray)
 
 
 def _start_on_disk(settings: Settings, data_dir: Path) -> Runtime:
@@ -114,7 +117,8 @@ def _join_or_start(settings: Settings, data_dir: Path) -> Runtime:
     address = RuntimeAddress(
         ray_address=ray_cluster.current_address(), namespace=_namespace(data_dir), data_dir=str(data_dir)
     )
-    runtime = _wire(address, settings, owns_ray=owns_ray)
+    shards = recorded_shards(data_dir) if lives else prepared_shards(data_dir, settings.event_store)
+    runtime = _wire(address, settings, shards, owns_ray=owns_ray)
     if record is None or not lives:
         write_record(data_dir, runtime.record())
     return runtime
@@ -151,14 +155,21 @@ def _namespace(data_dir: Path) -> str:
     return "greenroom-" + hashlib.sha256(str(data_dir).encode()).hexdigest()[:16]
 
 
-def _wire(address: RuntimeAddress, settings: Settings, *, owns_ray: bool) -> Runtime:
+def _wire(address: RuntimeAddress, settings: Settings, shards: int, *, owns_ray: bool) -> Runtime:
     """Find the runtime's actors, or start them: the event store first, which may refuse."""
     options = {**_ACTOR_OPTIONS, "namespace": address.namespace}
-    store: Any = ray.remote(EventStore).options(name=EVENT_STORE, **options).remote(address.data_dir)
+    stores: list[Any] = [
+        ray.remote(EventStore)
+        .options(name=event_store_name(shard), **options)
+        .remote(address.data_dir, shard, settings.event_store.options())
+        for shard in range(shards)
+    ]
     try:
-        _ask(store.hello.remote())
+        for store in stores:
+            _ask(store.hello.remote())
     except GreenroomError:
-        ray.kill(store)
+        for store in stores:
+            ray.kill(store)
         if owns_ray:
             ray.shutdown()
         raise
@@ -166,11 +177,13 @@ def _wire(address: RuntimeAddress, settings: Settings, *, owns_ray: bool) -> Run
         "providers": settings.declarations(),
         "default_provider": settings.default_provider,
         "max_input_bytes": settings.limits.max_input_bytes,
+        "retention": settings.event_store.retention,
         "version": version("greenroom"),
     }
-    directory: Any = ray.remote(Directory).options(name=DIRECTORY, **options).remote(address, store, server_settings)
+    sharded = StoreShards(stores)
+    directory: Any = ray.remote(Directory).options(name=DIRECTORY, **options).remote(address, sharded, server_settings)
     _check_version(_ask(directory.settings.remote())["version"], address)
-    return Runtime(address, store=store, directory=directory, owns_ray=owns_ray)
+    return Runtime(address, stores=sharded, directory=directory, owns_ray=owns_ray)
 
 
 def _check_version(found: str, address: RuntimeAddress) -> None:

@@ -83,12 +83,6 @@ class RayStoreAccess:
     async def find_run_by_key(self, session_id: str, idempotency_key: str) -> str | None:
         return await self._call("find_run_by_key", session_id, idempotency_key)
 
-    async def tools(self, session_id: str) -> bytes | None:
-        return await self._call("tools", session_id)
-
-    async def sessions_of(self, owner: str) -> list[str]:
-        return await self._call("sessions_of", owner)
-
     async def _call(self, method: str, *args: Any) -> Any:
         try:
             return await getattr(self._store, method).remote(*args)

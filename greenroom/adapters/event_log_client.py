@@ -172,7 +172,7 @@ class EventLogClient:
         if self._is_short_of_room:
             raise StorageFull
 
-    async def acknowledged(self, committed: "asyncio.Future[Committed]") -> None:
+    async def acknowledged(self, session_id: str, committed: "asyncio.Future[Committed]") -> None:
         if self._refused.done():
             self._refused = self._loop.create_future()
         await asyncio.wait((committed, self._refused), return_when=asyncio.FIRST_COMPLETED)

@@ -58,7 +58,7 @@ class MemoryEventLog:
     async def require_room(self) -> None:
         return None
 
-    async def acknowledged(self, committed: "asyncio.Future[Committed]") -> None:
+    async def acknowledged(self, session_id: str, committed: "asyncio.Future[Committed]") -> None:
         await asyncio.shield(committed)
 
     async def read(self, session_id: str, query: EventQuery, *, wait_s: float = 0) -> list[Event]:

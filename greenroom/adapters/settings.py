@@ -1,9 +1,9 @@
 """The configuration of a runtime: greenroom.toml in the working directory, then the environment, then arguments."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError as PydanticError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -11,7 +11,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from ..domain.errors import ValidationError
 from ..domain.provider import ProviderDeclaration
 from ..domain.run_input import MAX_INPUT_BYTES
+from ..domain.sharding import MAX_SHARDS
 from .providers.registry import declaration
+from .store_options import MEBIBYTE, StoreOptions
 
 MEMORY_DATA_DIR = ":memory:"
 CONFIG_FILE = "greenroom.toml"
@@ -24,6 +26,39 @@ class Limits(BaseModel):
 
     max_input_bytes: int = Field(default=MAX_INPUT_BYTES, ge=1)
     """Largest input of one run, in bytes."""
+
+
+class RetentionSettings(BaseModel):
+    """Which sessions are deleted by themselves."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ended_after_s: float = Field(gt=0)
+    """Sessions that ended longer ago than this are deleted, with all traces."""
+    statuses: tuple[Literal["completed", "failed", "cancelled"], ...] = ("completed", "failed", "cancelled")
+    """Of those, the ones that ended in one of these."""
+
+
+class EventStoreSettings(BaseModel):
+    """The event store. Sizes in bytes, times in seconds; the meaning of each is in StoreOptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shards: int | None = Field(default=None, ge=1, le=MAX_SHARDS)
+    """How many stores share the sessions; None: as many as the data_dir has, else one. Changing it moves sessions."""
+    min_free_bytes: int = Field(default=StoreOptions.min_free_bytes, ge=0)
+    reserve_bytes: int = Field(default=StoreOptions.reserve_bytes, ge=0)
+    max_memory_bytes: int = Field(default=StoreOptions.max_memory_bytes, ge=64 * MEBIBYTE)
+    spill_bytes: int = Field(default=StoreOptions.spill_bytes, ge=1024)
+    max_artifact_bytes: int = Field(default=StoreOptions.max_artifact_bytes, ge=1)
+    prune_streamed_after_s: float | None = Field(default=None, ge=0)
+    idempotency_keys_s: float = Field(default=StoreOptions.idempotency_keys_s, gt=0)
+    query_timeout_s: float = Field(default=StoreOptions.query_timeout_s, gt=0)
+    retention: RetentionSettings | None = None
+
+    def options(self) -> StoreOptions:
+        """What each store is opened with."""
+        return StoreOptions(**self.model_dump(exclude={"shards", "retention"}))
 
 
 class Settings(BaseSettings):
@@ -44,6 +79,7 @@ class Settings(BaseSettings):
     providers: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]])
     default_provider: str = "scripted"
     limits: Limits = Field(default_factory=Limits)
+    event_store: EventStoreSettings = Field(default_factory=EventStoreSettings)
 
     @classmethod
     def settings_customise_sources(
@@ -80,12 +116,22 @@ def load_settings(config: Mapping[str, Any] | Settings | None, overrides: Mappin
         raise ValidationError(f"The configuration cannot be read: {exc}.", details={"field": CONFIG_FILE}) from exc
 
 
+def _fields_at(path: Sequence[str]) -> Collection[str]:
+    """The names that are known there."""
+    model: type[BaseModel] = Settings
+    for name in path:
+        candidates = (Limits, EventStoreSettings, RetentionSettings)
+        annotation = str(model.model_fields[name].annotation) if name in model.model_fields else ""
+        model = next((candidate for candidate in candidates if candidate.__name__ in annotation), model)
+    return model.model_fields
+
+
 def _refusal(exc: PydanticError) -> ValidationError:
     first = exc.errors(include_url=False, include_input=False)[0]
     path = [str(part) for part in first["loc"]]
     where = ".".join(path)
     if first["type"] == "extra_forbidden":
-        known = Limits.model_fields if len(path) > 1 else Settings.model_fields
+        known = _fields_at(path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(sorted(known))}."
         return ValidationError(f"{where} is not known; {hint}", details={"field": where, "nearest": near})

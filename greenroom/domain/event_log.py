@@ -136,7 +136,7 @@ class EventLog(Protocol):
         """Return at once while there is room for new work. StorageFull otherwise: refuse it before it begins."""
         ...
 
-    async def acknowledged(self, committed: "asyncio.Future[Committed]") -> None:
+    async def acknowledged(self, session_id: str, committed: "asyncio.Future[Committed]") -> None:
         """Wait for an append on behalf of somebody who can be refused. Its error; StorageFull as soon as the log has no
         room for it: then it is not acknowledged, and stays under way until there is room."""
         ...

@@ -2,28 +2,30 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from ...domain.artifact_store import ArtifactStore
 from ...domain.errors import AlreadyExists, InvalidCursor, QueueFull, SessionNotFound, StorageReadFailed
 from ...domain.event_log import EventQuery, Ownership, SessionRecords
 from ...domain.run import Run
 from ...domain.session import Session
+from ...domain.verification import Verification
 from ..append_frames import AppendAnswer, decode_frame, encode_answers
 from ..clock import now_us
 from ..event_codec import Slab
 from ..event_selection import EventSelection
 from ..recent_batches import RecentBatches
 from ..room_watch import Room
+from ..store_options import StoreOptions
 from .group_commit import CommittedGroup, WriterCallbacks
 from .log_sources import LogSources
 from .open_store import OpenStore, open_store
 from .record_tables import RecordTables
 from .session_archive import read_head
-from .store_options import StoreOptions
-from .verification import Verification, verify_session
+from .verification import verify_session
 
 RECENT_BYTES = 64 * 1024 * 1024
 """How much of the newest events is kept in memory, over all sessions: what follows live streams reads from there."""
@@ -38,6 +40,16 @@ MAX_RECENT_CALLS = 10_000
 _READER_THREADS = 2
 
 ResultT = TypeVar("ResultT")
+
+
+class HandedOver(NamedTuple):
+    """Sessions that leave a store for another."""
+
+    session_ids: list[str]
+    session_keys: list[int]
+    parts: list[Path]
+    tools: dict[str, bytes]
+    artifacts: ArtifactStore
 
 
 class DuckDBEventStore:
@@ -72,6 +84,7 @@ class DuckDBEventStore:
         )
         self._open = await asyncio.to_thread(open_store, self.path, self.options, callbacks)
         await self._finish_deletions()
+        await self._open.keeper.finish_taking_in()
         self._open.keeper.tidy_soon()
 
     async def _finish_deletions(self) -> None:
@@ -87,6 +100,10 @@ class DuckDBEventStore:
             self._loop.call_soon_threadsafe(work, *args)
 
         return call
+
+    @property
+    def is_open(self) -> bool:
+        return self._open is not None
 
     @property
     def _store(self) -> OpenStore:
@@ -352,9 +369,41 @@ class DuckDBEventStore:
                 f"There is a session {head.session_id} here already; delete it first, or import elsewhere.",
                 details={"session_id": head.session_id},
             )
-        grant, part = await self._store.keeper.import_(path)
-        await self._records(lambda tables: tables.take_in(grant, part.session_batches(grant.session_key)))
-        return grant.session_id
+        await self._store.keeper.import_(path)
+        return head.session_id
+
+    async def session_ids(self) -> list[str]:
+        """Every session that anybody ever owned."""
+        return await self._records(lambda tables: tables.session_ids(self._store.sources().granted()))
+
+    async def has_session(self, session_id: str) -> bool:
+        """Whether anybody ever owned it."""
+        return await self._in_reader(self._store.grant, session_id) is not None
+
+    async def expired_sessions(self, statuses: Sequence[str], before_us: int) -> list[str]:
+        """Sessions in one of these states that nothing has changed since that time."""
+        return await self._records(lambda tables: tables.unchanged_sessions(statuses, before_us))
+
+    async def hand_over(self, session_ids: Sequence[str]) -> HandedOver:
+        """What another store needs to take these sessions over."""
+        await self._store.keeper.freeze()
+        grants = [await self._in_reader(self._store.grant, session_id) for session_id in session_ids]
+        tools = [(session_id, await self.tools(session_id)) for session_id in session_ids]
+        return HandedOver(
+            session_ids=list(session_ids),
+            session_keys=[grant.session_key for grant in grants if grant is not None],
+            parts=[part.path for part in self._store.sources().parts],
+            tools={session_id: packed for session_id, packed in tools if packed is not None},
+            artifacts=self._store.artifacts,
+        )
+
+    async def adopt(self, sessions: HandedOver) -> None:
+        """Take these sessions over; whoever handed them over may delete them when this returns."""
+        for session_id in sessions.session_ids:
+            await asyncio.to_thread(_copy_artifacts, sessions.artifacts, self._store.artifacts, session_id)
+        for session_id, packed in sessions.tools.items():
+            await self.save_tools(session_id, packed)
+        await self._store.keeper.adopt(sessions.parts, sessions.session_keys)
 
     async def back_up(self, target: Path) -> int:
         """Copy the store as it is now to a folder that does not exist yet; returns the bytes."""
@@ -364,3 +413,8 @@ class DuckDBEventStore:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _copy_artifacts(source: ArtifactStore, target: ArtifactStore, owner: str) -> None:
+    for reference in source.references(owner):
+        target.put(owner, source.get(owner, reference))

@@ -200,12 +200,12 @@ class GroupCommit:
         self.room = self._room_watch.look()
         return self.room is not Room.PLENTY
 
-    def set_aside(self, batch_count: int) -> "Future[tuple[int, int]]":
-        """A session key, and the number of the first of so many batches, for what comes into the log from elsewhere.
+    def set_aside(self, sessions: int, batches: int) -> "Future[tuple[int, int]]":
+        """The first of so many session keys and of so many numbers of batches, for what comes from elsewhere.
 
         Within a file the numbers follow each other, so the writer turns to the prepared file before.
         """
-        return self.between_groups(lambda: self._set_aside(batch_count))
+        return self.between_groups(lambda: self._set_aside(sessions, batches))
 
     def prepare(self, log: OpenLog) -> None:
         """The file to turn to when the current one is full; the manifest names it already."""
@@ -221,6 +221,9 @@ class GroupCommit:
         for thread in self._threads:
             thread.join()
         self._journal.close()
+        if self._prepared is not None:
+            self._prepared.file.close()
+            self._prepared.journal.close()
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -394,15 +397,15 @@ class GroupCommit:
             log.contents.forget(session.head.session_key)
         return session.head.session_key
 
-    def _set_aside(self, batch_count: int) -> tuple[int, int]:
+    def _set_aside(self, sessions: int, batches: int) -> tuple[int, int]:
         contents = self._log.contents
         if contents.batch_count:
             if not self._rotate():
                 raise InvalidOperation("The next log file is not prepared yet; try again.")
             contents = self._log.contents
         first_batch, session_key = self._next_batch, self._next_session_key
-        self._next_batch += batch_count
-        self._next_session_key += 1
+        self._next_batch += batches
+        self._next_session_key += sessions
         contents.first_batch = self._next_batch
         return session_key, first_batch
 

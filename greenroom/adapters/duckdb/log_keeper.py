@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,10 +25,11 @@ from .log_sources import CurrentSources
 from .maintenance import run_maintenance
 from .manifest import Manifest, PartEntry
 from .part_file import PartFile
+from .record_tables import RecordTables
 from .record_thread import RecordThread
 from .sealing import Sealed, SealOrder
 from .session_archive import read_head
-from .session_transfer import ExportOrder, ImportOrder, write_tail
+from .session_transfer import AdoptOrder, ExportOrder, ImportOrder, write_tail
 from .store_folder import StoreFolder
 
 _log = get_logger(__name__)
@@ -270,29 +271,64 @@ class LogKeeper:
             answer = await run_maintenance("export", asdict(order))
         return answer["events"]
 
-    async def import_(self, path: Path) -> tuple[Grant, PartFile]:
+    async def import_(self, path: Path) -> None:
         """Make the session of an archive part of the log: all of it or nothing. InvalidFormat if it is not whole."""
         head = await self._in_thread(read_head, path)
+
+        def order(output: Path, session_key: int, first_batch: int) -> tuple[str, dict[str, Any]]:
+            return "import", asdict(
+                ImportOrder(
+                    path=str(path),
+                    output=str(output),
+                    session_key=session_key,
+                    first_batch=first_batch,
+                    artifacts=str(self._folder.artifacts_path),
+                )
+            )
+
+        await self._take_in(order, sessions=1, batches=head.batch_count)
+
+    async def adopt(self, parts: Sequence[Path], session_keys: Sequence[int]) -> None:
+        """Make these sessions of another store's parts part of this log: all of them or none."""
+        batches = await self._in_thread(_batch_bound, parts)
+
+        def order(output: Path, first_key: int, first_batch: int) -> tuple[str, dict[str, Any]]:
+            keys = {str(old): first_key + place for place, old in enumerate(sorted(session_keys))}
+            names = [str(part) for part in parts]
+            return "adopt", asdict(AdoptOrder(parts=names, output=str(output), keys=keys, first_batch=first_batch))
+
+        await self._take_in(order, sessions=len(session_keys), batches=batches)
+
+    async def _take_in(
+        self, order: Callable[[Path, int, int], tuple[str, dict[str, Any]]], *, sessions: int, batches: int
+    ) -> None:
+        """Add a part that another process makes of what comes from elsewhere, and fold it into the records."""
         await self.prepare()
         async with self._busy:
-            session_key, first_batch = await asyncio.wrap_future(self._writer.set_aside(head.batch_count))
+            first_key, first_batch = await asyncio.wrap_future(self._writer.set_aside(sessions, batches))
             output = await self._next_part()
-            order = ImportOrder(
-                path=str(path),
-                output=str(output),
-                session_key=session_key,
-                first_batch=first_batch,
-                artifacts=str(self._folder.artifacts_path),
-            )
-            answer = await run_maintenance("import", asdict(order))
-            part = await self._open_part(output, answer["sealed"])
-            assert part is not None, "an archive holds at least one batch"
+            answer = await run_maintenance(*order(output, first_key, first_batch))
+            part = await self._open_part(output, answer)
+            if part is None:
+                return
             async with self._manifest_lock:
                 await self.change_manifest(
-                    parts=(*self.manifest.parts, part[0]), next_session_key=self._writer.next_session_key
+                    parts=(*self.manifest.parts, part[0]),
+                    untaken=(*self.manifest.untaken, part[0].number),
+                    next_session_key=self._writer.next_session_key,
                 )
             self._sources.change(lambda now: replace(now, parts=(*now.parts, part[1])))
-        return Grant(*answer["grant"]), part[1]
+        await self.finish_taking_in()
+
+    async def finish_taking_in(self) -> None:
+        """Fold what came from elsewhere into the records: now, or at the opening after a crash."""
+        async with self._busy:
+            for part in self._sources().parts:
+                if part.number in self.manifest.untaken:
+                    await asyncio.wrap_future(self._records.run(lambda tables, part=part: _fold_part(tables, part)))
+            async with self._manifest_lock:
+                if self.manifest.untaken:
+                    await self.change_manifest(untaken=())
 
     async def back_up(self, target: Path) -> int:
         """Copy the store as it is now to a folder; returns the bytes. Appends go on meanwhile."""
@@ -316,6 +352,16 @@ class LogKeeper:
                 )
                 answer = await run_maintenance("backup", asdict(order))
         return answer["bytes"]
+
+
+def _fold_part(tables: RecordTables, part: PartFile) -> None:
+    for grant in part.grants():
+        tables.take_in(grant, part.session_batches(grant.session_key))
+
+
+def _batch_bound(parts: Sequence[Path]) -> int:
+    """No fewer than the batches in these parts."""
+    return sum(PartFile(path, 0).batch_count for path in parts)
 
 
 def _pin(path: Path, work: Path) -> str:

@@ -31,6 +31,10 @@ class LogSources:
                 return grant
         return None
 
+    def granted(self) -> set[str]:
+        """Sessions with a grant or a batch in the log files."""
+        return {session_id for log in self.logs for session_id in list(log.contents.grants)}
+
     def end(self, session_key: int) -> Link | None:
         """The session's last seq and the digest there; None if it has no events."""
         for log in reversed(self.logs):

@@ -15,7 +15,7 @@ from ...domain.errors import GreenroomError, StorageError
 from ..logs import log_to_stderr
 from .backup import BackupOrder, back_up
 from .sealing import SealOrder, seal
-from .session_transfer import ExportOrder, ImportOrder, export_session, import_session
+from .session_transfer import AdoptOrder, ExportOrder, ImportOrder, adopt_sessions, export_session, import_session
 
 _NICE = 10  # appends come first
 
@@ -29,6 +29,7 @@ TASKS: Mapping[str, Callable[[dict[str, Any]], Any]] = {
     "seal": _seal,
     "export": lambda order: export_session(ExportOrder(**order)),
     "import": lambda order: import_session(ImportOrder(**order)),
+    "adopt": lambda order: adopt_sessions(AdoptOrder(**order)),
     "backup": lambda order: back_up(BackupOrder(**order)),
 }
 

@@ -49,6 +49,8 @@ class Manifest:
     """The newest batch in a part."""
     next_session_key: int = 1
     """No key from here on has been sealed."""
+    untaken: tuple[int, ...] = ()
+    """Numbers of parts that came from elsewhere and that the records may not have taken in yet."""
     deleted: tuple[int, ...] = ()
     """Keys of sessions that were deleted and whose rows may still lie in the files."""
 
@@ -89,6 +91,7 @@ def read_manifest(folder: Path, name: str = MANIFEST_NAME) -> Manifest | None:
     fields["logs"] = tuple(fields["logs"])
     fields["parts"] = tuple(PartEntry(**part) for part in fields["parts"])
     fields["deleted"] = tuple(fields["deleted"])
+    fields["untaken"] = tuple(fields["untaken"])
     return Manifest(**fields)
 
 

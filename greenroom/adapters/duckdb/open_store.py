@@ -6,6 +6,7 @@ from pathlib import Path
 from ...domain.errors import GreenroomError
 from ..artifact_folder import ArtifactFolder
 from ..room_watch import RoomWatch
+from ..store_options import StoreOptions
 from .group_commit import GroupCommit, WriterCallbacks
 from .log_file import Grant, LogFile
 from .log_keeper import LogKeeper
@@ -13,7 +14,6 @@ from .log_sources import CurrentSources, LogSources
 from .manifest import Manifest
 from .record_thread import RecordThread
 from .store_folder import Found, StoreFolder
-from .store_options import StoreOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ _CHUNKS = """
     WHERE session_key = ? AND last_seq > ? AND first_seq <= ? AND (types & ?) <> 0
 """
 _NEWEST = "SELECT chunk FROM chunks WHERE session_key = ? AND last_seq > ? ORDER BY first_seq DESC"
+_BATCH_NUMBERS = "SELECT value FROM meta WHERE name IN ('first_batch', 'last_batch') ORDER BY name"
 _ALL = "SELECT session_key, chunk FROM chunks"
 
 
@@ -67,6 +68,13 @@ class PartFile:
         except duckdb.Error as exc:
             raise storage_error(exc, self.path) from exc
         self._idle.append(cursor)
+
+    @property
+    def batch_count(self) -> int:
+        """No fewer than the batches in it."""
+        with self._cursor() as cursor:
+            first, last = (int(row[0]) for row in cursor.execute(_BATCH_NUMBERS).fetchall())
+        return last - first + 1
 
     @property
     def session_keys(self) -> "array[int]":

@@ -8,6 +8,7 @@ CREATE TABLE IF NOT EXISTS sessions (
     agent_id VARCHAR NOT NULL,
     tags VARCHAR[] NOT NULL,
     created_at_us BIGINT NOT NULL,
+    updated_at_us BIGINT NOT NULL,
     idempotency_key VARCHAR,
     record VARCHAR NOT NULL
 );

@@ -47,13 +47,14 @@ _SESSIONS_WITH_OPEN_RUNS = "SELECT DISTINCT session_id FROM runs WHERE status IN
 _OWNER = """
     SELECT session_key, session_id, epoch, owner, granted_at_us FROM owners WHERE session_id = ?
 """
+_UNCHANGED = "SELECT session_id FROM sessions WHERE status IN (SELECT unnest(?::VARCHAR[])) AND updated_at_us < ?"
 _OWNED = "SELECT session_id FROM owners WHERE session_key IN (SELECT unnest(?::BIGINT[]))"
-_FORGET = (
+_FORGET_RECORDS = (
     "DELETE FROM sessions WHERE session_id = ?",
     "DELETE FROM runs WHERE session_id = ?",
-    "DELETE FROM session_tools WHERE session_id = ?",
     "DELETE FROM owners WHERE session_id = ?",
 )
+_FORGET = (*_FORGET_RECORDS, "DELETE FROM session_tools WHERE session_id = ?")
 _COUNTS = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM runs)"
 
 
@@ -130,7 +131,9 @@ class RecordTables:
 
     def take_in(self, grant: Grant, batches: Iterable[SealedBatch]) -> None:
         """Fold the log of a session that came from elsewhere."""
-        self.forget(grant.session_id)
+        with self._transaction():
+            for statement in _FORGET_RECORDS:
+                self._connection.execute(statement, [grant.session_id])
         self.keep_owners([grant])
         remaining = iter(batches)
         while some := list(itertools.islice(remaining, STEP_BATCHES)):
@@ -285,6 +288,16 @@ class RecordTables:
             row = first_row(self._lookup, _OWNER, [session_id])
         return Grant(*row) if row else None
 
+    def session_ids(self, others: set[str]) -> list[str]:
+        """These sessions and all that were sealed, each once."""
+        sealed = {session_id for (session_id,) in self._connection.execute("SELECT session_id FROM owners").fetchall()}
+        return sorted(sealed | others)
+
+    def unchanged_sessions(self, statuses: Sequence[str], before_us: int) -> list[str]:
+        """Sessions in one of these states whose record was last changed before that time."""
+        rows = self._connection.execute(_UNCHANGED, [list(statuses), before_us]).fetchall()
+        return [session_id for (session_id,) in rows]
+
     def owned(self, session_keys: Sequence[int]) -> list[str]:
         """The sessions with these keys, of those that were sealed."""
         rows = self._connection.execute(_OWNED, [list(session_keys)]).fetchall()
@@ -347,6 +360,7 @@ def _session_row(session: Session) -> tuple[Any, ...]:
         session.agent_id,
         session.tags,
         to_microseconds(session.created_at),
+        to_microseconds(session.updated_at),
         session.idempotency_key,
         json.dumps(session.to_dict()),
     )

@@ -1,6 +1,6 @@
 """Writing a session to an archive and making a part of an archive. Both run in the maintenance process."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ class ImportOrder:
     artifacts: str
 
 
-def import_session(order: ImportOrder) -> dict[str, Any]:
+def import_session(order: ImportOrder) -> dict[str, Any] | None:
     """Make the part; InvalidFormat if the archive is not what was exported, and then nothing is left of it."""
     folder = ArtifactFolder(Path(order.artifacts))
     with open_archive(Path(order.path)) as archive:
@@ -97,7 +97,7 @@ def import_session(order: ImportOrder) -> dict[str, Any]:
         except BaseException:
             folder.delete_owner(head.session_id)
             raise
-    return {"sealed": sealed._asdict() if sealed else None, "grant": list(grant)}
+    return sealed._asdict() if sealed else None
 
 
 def _rows(archive: ArchiveReader, order: ImportOrder, folder: ArtifactFolder) -> Iterator[Row]:
@@ -110,3 +110,39 @@ def _rows(archive: ArchiveReader, order: ImportOrder, folder: ArtifactFolder) ->
             continue
         yield order.session_key, item.header.first_seq, item._replace(batch_id=batch_id)
         batch_id += 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdoptOrder:
+    """Which sessions of another store's parts to make a part of, and under which numbers."""
+
+    parts: Sequence[str]
+    output: str
+    keys: Mapping[str, int]
+    """Session key there (as text: it travels as JSON) -> here, in the same order."""
+    first_batch: int
+
+
+def adopt_sessions(order: AdoptOrder) -> dict[str, Any] | None:
+    """Make the part; StorageError if a chain does not hold."""
+    parts = [PartFile(Path(path), 0) for path in order.parts]
+    keys = {int(old): new for old, new in order.keys.items()}
+    spans = Spans()
+    for part in parts:
+        grants = {grant.session_key: grant for grant in part.grants()}
+        for old in part.session_keys:
+            span = part.span(old)
+            if old in keys and span is not None:
+                spans.add(keys[old], span)
+                spans.grants[keys[old]] = grants[old]._replace(session_key=keys[old])
+    sealed = write_part(Path(order.output), _adopted_rows(parts, keys, order.first_batch), spans)
+    return sealed._asdict() if sealed else None
+
+
+def _adopted_rows(parts: Sequence[PartFile], keys: Mapping[int, int], first_batch: int) -> Iterator[Row]:
+    batch_id = first_batch
+    for old in sorted(keys):
+        for part in parts:
+            for batch in part.session_batches(old):
+                yield keys[old], batch.header.first_seq, batch._replace(batch_id=batch_id)
+                batch_id += 1

@@ -1,34 +1,15 @@
 """Proving that a session's log is whole: every batch is read from the files and compared with the chain."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ...domain.errors import GreenroomError
 from ...domain.hash_chain import chain_start
+from ...domain.verification import Verification
 from .chunks import SealedBatch
 from .log_file import LogFile, SessionSpan
 from .part_file import PartFile
 
 MAX_PROBLEMS = 100
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
-    """What was found."""
-
-    session_id: str
-    events: int
-    """Events that were read and proven."""
-    pruned: int
-    """Events that were pruned on purpose."""
-    last_seq: int
-    problems: tuple[str, ...]
-    """What is not as it was acknowledged; at most MAX_PROBLEMS."""
-
-    @property
-    def ok(self) -> bool:
-        """True only when the log is intact."""
-        return not self.problems
 
 
 class _Proof:

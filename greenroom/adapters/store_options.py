@@ -21,5 +21,7 @@ class StoreOptions:
     """Largest artifact that is kept."""
     prune_streamed_after_s: float | None = None
     """Age at which streamed pieces of a complete message may go; None: never."""
+    query_timeout_s: float = 30.0
+    """How long one query of a user may take."""
     idempotency_keys_s: float = 7 * 24 * 3600.0
     """How long a repeated idempotency key finds what the first call made."""

@@ -1,0 +1,67 @@
+"""The event store's actors as one: the session's id says which of them has it."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import ray.exceptions
+
+from ..adapters.event_log_client import EventLogClient
+from ..adapters.sharded_event_log import ShardedEventLog
+from ..domain.event_log import EventLog
+from ..domain.run import Run
+from ..domain.session import Session
+from ..domain.sharding import shard_of
+from .ray_errors import raise_bare
+from .store_access import RayStoreAccess
+
+
+class StoreShards:
+    """Travels to whoever needs the store. Errors are the bare ones of greenroom."""
+
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self.actors = tuple(actors)
+        """In the order of their numbers."""
+
+    def event_log(self) -> EventLog:
+        """The log, for this process."""
+        logs = [EventLogClient(RayStoreAccess(actor)) for actor in self.actors]
+        return logs[0] if len(logs) == 1 else ShardedEventLog(logs)
+
+    async def ask(self, session_id: str, method: str, *args: Any) -> Any:
+        """The answer of the actor that has the session; its id is the call's first argument."""
+        return await _answer(self.actors[shard_of(session_id, len(self.actors))], method, session_id, *args)
+
+    async def ask_all(self, method: str, *args: Any) -> list[Any]:
+        """The answers of all, in their order."""
+        return await asyncio.gather(*(_answer(actor, method, *args) for actor in self.actors))
+
+    async def first(self, method: str, *args: Any) -> Any:
+        """The answer of whoever has one; None if nobody has."""
+        return next((answer for answer in await self.ask_all(method, *args) if answer is not None), None)
+
+    async def joined(self, method: str, *args: Any) -> list[Any]:
+        """The lists of all, one after another."""
+        return [item for answer in await self.ask_all(method, *args) for item in answer]
+
+    async def list_sessions(self, filters: dict[str, Any]) -> list[Session]:
+        """A page over all shards, in the order of ids."""
+        found: list[Session] = await self.joined("list_sessions", filters)
+        return sorted(found, key=lambda session: session.id)[: filters["limit"]]
+
+    async def list_runs(self, filters: dict[str, Any]) -> list[Run]:
+        """A page over all shards, in the order of ids."""
+        found: list[Run] = await self.joined("list_runs", filters)
+        return sorted(found, key=lambda run: run.id)[: filters["limit"]]
+
+    async def counts(self) -> dict[str, int]:
+        """How much there is in all of them."""
+        counts: list[dict[str, int]] = await self.ask_all("counts")
+        return {name: sum(each[name] for each in counts) for name in counts[0]}
+
+
+async def _answer(actor: Any, method: str, *args: Any) -> Any:
+    try:
+        return await getattr(actor, method).remote(*args)
+    except ray.exceptions.RayError as exc:
+        raise_bare(exc)
