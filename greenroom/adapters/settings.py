@@ -15,6 +15,8 @@ from ..domain.sharding import MAX_SHARDS
 from .providers.registry import declaration
 from .store_options import MEBIBYTE, StoreOptions
 
+_STORE = StoreOptions()
+
 MEMORY_DATA_DIR = ":memory:"
 CONFIG_FILE = "greenroom.toml"
 
@@ -46,14 +48,14 @@ class EventStoreSettings(BaseModel):
 
     shards: int | None = Field(default=None, ge=1, le=MAX_SHARDS)
     """How many stores share the sessions; None: as many as the data_dir has, else one. Changing it moves sessions."""
-    min_free_bytes: int = Field(default=StoreOptions.min_free_bytes, ge=0)
-    reserve_bytes: int = Field(default=StoreOptions.reserve_bytes, ge=0)
-    max_memory_bytes: int = Field(default=StoreOptions.max_memory_bytes, ge=64 * MEBIBYTE)
-    spill_bytes: int = Field(default=StoreOptions.spill_bytes, ge=1024)
-    max_artifact_bytes: int = Field(default=StoreOptions.max_artifact_bytes, ge=1)
+    min_free_bytes: int = Field(default=_STORE.min_free_bytes, ge=0)
+    reserve_bytes: int = Field(default=_STORE.reserve_bytes, ge=0)
+    max_memory_bytes: int = Field(default=_STORE.max_memory_bytes, ge=64 * MEBIBYTE)
+    spill_bytes: int = Field(default=_STORE.spill_bytes, ge=1024)
+    max_artifact_bytes: int = Field(default=_STORE.max_artifact_bytes, ge=1)
     prune_streamed_after_s: float | None = Field(default=None, ge=0)
-    idempotency_keys_s: float = Field(default=StoreOptions.idempotency_keys_s, gt=0)
-    query_timeout_s: float = Field(default=StoreOptions.query_timeout_s, gt=0)
+    idempotency_keys_s: float = Field(default=_STORE.idempotency_keys_s, gt=0)
+    query_timeout_s: float = Field(default=_STORE.query_timeout_s, gt=0)
     retention: RetentionSettings | None = None
 
     def options(self) -> StoreOptions:

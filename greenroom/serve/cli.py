@@ -10,6 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from .cli_background import down, hold_runtime, up
+from .cli_data import backup, compact, delete, export, import_, restore, verify
 from .cli_doctor import doctor
 from .cli_errors import FAILED, INTERRUPTED, OK, report
 from .cli_options import DataDir, Debug, Invocation
@@ -30,6 +31,9 @@ app = typer.Typer(
 
 for command in (up, down, demo, run, sessions, show, events, cancel, interrupt, providers, doctor):
     app.command()(command)
+for command in (export, verify, delete, compact, backup, restore):
+    app.command()(command)
+app.command("import")(import_)
 app.command("hold", hidden=True)(hold_runtime)
 
 

@@ -7,15 +7,15 @@ import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from ..domain.errors import GreenroomError
+from ..domain.errors import GreenroomError, InvalidOperation
 from .cli_errors import FAILED, OK
 from .cli_options import DataDir, Debug, Invocation, invocation_of
 from .cli_providers import declared_providers
-from .cli_runtime import data_dir_of, note, opened_runtime, settings_of
+from .cli_runtime import data_dir_of, note, opened_runtime, runtime_lives, settings_of
 from .plain_table import table
 
 if TYPE_CHECKING:
@@ -36,11 +36,43 @@ class Check(NamedTuple):
     found: str
 
 
-def doctor(context: typer.Context, data_dir: DataDir = None, debug: Debug = False) -> int:
+def doctor(
+    context: typer.Context,
+    *,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Recover what can be proven intact of a damaged store.")
+    ] = False,
+    data_dir: DataDir = None,
+    debug: Debug = False,
+) -> int:
     """Check what Greenroom needs on this machine. Starts a runtime on the data_dir, or joins the one there."""
+    if repair:
+        return _repair(settings_of(invocation_of(context)))
     checks = list(_checks(invocation_of(context)))
     sys.stdout.write(table(("CHECK", "", "FOUND"), checks))
     return FAILED if any(check.verdict == "FAILED" for check in checks) else OK
+
+
+def _repair(settings: "Settings") -> int:
+    """Repair every shard; says session by session what could not be recovered, and exits 1 if that is anything."""
+    from ..adapters.data_dir import recorded_shards, store_folder  # noqa: PLC0415
+    from ..adapters.duckdb.repair import repair_store  # noqa: PLC0415  loads DuckDB
+
+    if settings.is_memory or runtime_lives(settings):
+        raise InvalidOperation("Repair works on a data_dir that no runtime uses; end it with `greenroom down` first.")
+    place = data_dir_of(settings)
+    lost = 0
+    for shard in range(recorded_shards(place)):
+        report = repair_store(store_folder(place, shard))
+        for name in report.damaged_files:
+            sys.stdout.write(f"{name}  damaged, kept in {report.kept}\n")
+        for session in report.sessions:
+            sys.stdout.write(f"{session.session_id}  {session.recovered_events} events recovered\n")
+            for first, last in session.lost:
+                sys.stdout.write(f"{session.session_id}  LOST  seqs {first} to {last}\n")
+        lost += report.lost_events
+    sys.stdout.write(f"{lost} events lost\n" if lost else "nothing was lost\n")
+    return FAILED if lost else OK
 
 
 def _checks(invocation: Invocation) -> Iterator[Check]:

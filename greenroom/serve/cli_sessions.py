@@ -12,6 +12,7 @@ from ..adapters.rendering.event_text import as_json, one_line, printable
 from ..adapters.rendering.paint import Paint
 from ..adapters.rendering.registry import EventFormat, new_renderer
 from ..adapters.rendering.renderer import Renderer
+from ..domain.errors import ResyncRequired
 from ..domain.run import Run
 from ..domain.session import Session
 from .cli_errors import OK
@@ -35,7 +36,7 @@ RecordT = TypeVar("RecordT", Session, Run)
 def sessions(context: typer.Context, data_dir: DataDir = None, debug: Debug = False) -> int:
     """List the sessions, oldest first."""
     with opened_runtime(invocation_of(context)) as runtime:
-        found = list(_pages(lambda after: runtime.list_sessions(after=after, limit=_PAGE)))
+        found = list(session_pages(runtime))
     sys.stdout.write(table(_SESSION_HEADERS, [_session_row(session) for session in found]))
     return OK
 
@@ -63,20 +64,32 @@ def events(
     """Show a session's events, and with --follow what comes, across restarts of its processes."""
     renderer = new_renderer(event_format, paint=Paint.for_stream(sys.stdout))
     with opened_runtime(invocation_of(context)) as runtime:
-        asyncio.run(_show_events(_stream(runtime, session_id, after, follow), renderer))
+        session = runtime.get_session(session_id)
+        asyncio.run(_show_events(lambda seq: session.follow(from_seq=seq, follow=follow), after, renderer))
     return OK
 
 
-def _stream(runtime: "Runtime", session_id: str, after: int, follow: bool) -> "EventStream":
-    return runtime.get_session(session_id).follow(from_seq=after, follow=follow)
-
-
-async def _show_events(stream: "EventStream", renderer: Renderer) -> None:
-    async with contextlib.aclosing(stream):
-        async for event in stream:
-            sys.stdout.write(renderer.render(event))
-            sys.stdout.flush()
+async def _show_events(open_stream: Callable[[int], "EventStream"], after: int, renderer: Renderer) -> None:
+    """Everything that there is: where events were pruned it goes on behind them, and says so on stderr."""
+    while True:
+        try:
+            async with contextlib.aclosing(open_stream(after)) as stream:
+                async for event in stream:
+                    sys.stdout.write(renderer.render(event))
+                    sys.stdout.flush()
+                    after = event.seq
+        except ResyncRequired as exc:
+            lowest = exc.details["lowest_seq"]
+            sys.stderr.write(f"greenroom: seqs {after + 1} to {lowest - 1} are not there any more\n")
+            after = lowest - 1
+        else:
+            break
     sys.stdout.write(renderer.finish())
+
+
+def session_pages(runtime: "Runtime") -> Iterator[Session]:
+    """All sessions, read page by page."""
+    return _pages(lambda after: runtime.list_sessions(after=after, limit=_PAGE))
 
 
 def _pages(read: Callable[[str | None], list[RecordT]]) -> Iterator[RecordT]:

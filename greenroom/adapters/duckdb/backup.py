@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ...domain.errors import InvalidOperation, StorageFull, StorageReadFailed, StorageWriteFailed
+from ...domain.sharding import MAX_SHARDS
 from ..artifact_folder import ArtifactFolder
+from ..data_dir import record_shards, recorded_shards, store_folder
 from .duckdb_files import digest_file, heads_of, sync_directory
 from .head_journal import HeadJournal
 from .log_file import LogFile
@@ -106,13 +108,28 @@ def _copy_artifacts(source: Path, target: Path) -> None:
             writing.put(owner, reading.get(owner, reference))
 
 
-def restore_store(backup: Path, target: Path) -> None:
-    """Put the copy of a store at `target`, which must not exist yet. Nothing is there before all of it is there."""
+def restore_data_dir(backup: Path, data_dir: Path) -> None:
+    """Put every shard of a backup in its place. InvalidOperation if the data_dir holds a store already."""
+    shards = recorded_shards(backup)
+    for shard in range(MAX_SHARDS):
+        _refuse_existing(store_folder(data_dir, shard))
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    record_shards(data_dir, shards)
+    for shard in reversed(range(shards)):  # the first shard last: without it there is no store to open
+        restore_store(store_folder(backup, shard), store_folder(data_dir, shard))
+
+
+def _refuse_existing(target: Path) -> None:
     if target.exists():
         raise InvalidOperation(
             f"{target} exists; restore into a data_dir that holds no store, or move this one away first.",
             details={"path": str(target)},
         )
+
+
+def restore_store(backup: Path, target: Path) -> None:
+    """Put the copy of a store at `target`, which must not exist yet. Nothing is there before all of it is there."""
+    _refuse_existing(target)
     manifest = read_manifest(backup)
     if manifest is None:
         raise StorageReadFailed(f"{backup} holds no copy of an event store.", details={"path": str(backup)})
