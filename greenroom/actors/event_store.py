@@ -71,6 +71,12 @@ class EventStore:
         """The Ray lane: a frame of batches in, its answers out."""
         return await self._when_open(self._store.append, frame)
 
+    async def put_artifact(self, session_id: str, content: bytes) -> str:
+        return await self._when_open(self._store.put_artifact, session_id, content)
+
+    async def artifact(self, session_id: str, reference: str) -> bytes:
+        return await self._when_open(self._store.artifact, session_id, reference)
+
     async def is_short_of_room(self) -> bool:
         return await self._when_open(self._store.is_short_of_room)
 

@@ -50,7 +50,7 @@ class SessionServer:
         self._name = name
         self._directory = directory
         self._stores = stores
-        self._log = stores.event_log()
+        self._log = stores.event_log(spill_bytes=settings["spill_bytes"])
         self._ids = id_factory()
         self._declarations: dict[str, ProviderDeclaration] = settings["providers"]
         self._default_provider: str = settings["default_provider"]

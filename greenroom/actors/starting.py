@@ -177,6 +177,7 @@ def _wire(address: RuntimeAddress, settings: Settings, shards: int, *, owns_ray:
         "providers": settings.declarations(),
         "default_provider": settings.default_provider,
         "max_input_bytes": settings.limits.max_input_bytes,
+        "spill_bytes": settings.event_store.spill_bytes,
         "retention": settings.event_store.retention,
         "version": version("greenroom"),
     }

@@ -71,6 +71,12 @@ class RayStoreAccess:
     async def read(self, session_id: str, query: EventQuery, *, wait_s: float = 0) -> list[Slab]:
         return await self._call("read", session_id, query, wait_s)
 
+    async def put_artifact(self, session_id: str, content: bytes) -> str:
+        return await self._call("put_artifact", session_id, content)
+
+    async def artifact(self, session_id: str, reference: str) -> bytes:
+        return await self._call("artifact", session_id, reference)
+
     async def is_short_of_room(self) -> bool:
         return await self._call("is_short_of_room")
 

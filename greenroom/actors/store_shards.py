@@ -23,9 +23,9 @@ class StoreShards:
         self.actors = tuple(actors)
         """In the order of their numbers."""
 
-    def event_log(self) -> EventLog:
-        """The log, for this process."""
-        logs = [EventLogClient(RayStoreAccess(actor)) for actor in self.actors]
+    def event_log(self, *, spill_bytes: int) -> EventLog:
+        """The log, for this process; data of events above spill_bytes goes to the artifact store."""
+        logs = [EventLogClient(RayStoreAccess(actor), spill_bytes=spill_bytes) for actor in self.actors]
         return logs[0] if len(logs) == 1 else ShardedEventLog(logs)
 
     async def ask(self, session_id: str, method: str, *args: Any) -> Any:

@@ -4,7 +4,7 @@ A batch is the plain concatenation of its events, so that batches are joined and
 time of the commit are not in it: the store adds them from outside, and never has to look inside.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -54,11 +54,13 @@ class BatchEncoder:
 
     def __init__(self) -> None:
         self._packer = msgpack.Packer()
+        self.largest = 0
+        """Bytes of the largest event of the last batch among those that change no record."""
 
     def encode(self, events: Iterable[NewEvent]) -> EncodedBatch:
         """The batch; ValidationError if an event holds something that JSON does not know."""
         parts: list[bytes] = []
-        types = offset = 0
+        types = offset = largest = 0
         records: list[int] = []
         for index, event in enumerate(events):
             packed = self._pack(event)
@@ -66,7 +68,10 @@ class BatchEncoder:
             types |= TYPE_BITS[event.type]
             if event.type in RECORD_TYPES:
                 records += (index, offset, offset + len(packed))
+            elif len(packed) > largest:
+                largest = len(packed)
             offset += len(packed)
+        self.largest = largest
         return EncodedBatch(len(parts), types, tuple(records), b"".join(parts))
 
     def _pack(self, event: NewEvent) -> bytes:
@@ -98,6 +103,53 @@ def join_batches(batches: Sequence[EncodedBatch]) -> EncodedBatch:
     return EncodedBatch(count, types, tuple(records), b"".join(batch.payload for batch in batches))
 
 
+class SpilledData(NamedTuple):
+    """Stands for the data of an event that lies in the artifact store."""
+
+    reference: str
+
+
+_SPILLED = 1  # the code of the msgpack extension
+_DATA = NewEvent._fields.index("data")
+
+
+def large_events(batch: EncodedBatch, limit: int) -> dict[int, bytes]:
+    """The packed data of the events that are larger than that and change no record, by their place in the batch."""
+    recorded = set(batch.records[::3])
+    return {
+        index: msgpack.packb(fields[_DATA])
+        for index, (start, end, fields) in enumerate(split_events(batch.payload))
+        if end - start > limit and index not in recorded
+    }
+
+
+def with_spilled_data(batch: EncodedBatch, references: Mapping[int, str]) -> EncodedBatch:
+    """The batch with references in the place of the data of these events."""
+    parts: list[bytes] = []
+    records: list[int] = []
+    recorded = set(batch.records[::3])
+    offset = 0
+    for index, (start, end, fields) in enumerate(split_events(batch.payload)):
+        packed = batch.payload[start:end]
+        if index in references:
+            fields[_DATA] = msgpack.ExtType(_SPILLED, references[index].encode())
+            packed = msgpack.packb(fields)
+        if index in recorded:
+            records += (index, offset, offset + len(packed))
+        parts.append(packed)
+        offset += len(packed)
+    return EncodedBatch(batch.event_count, batch.types, tuple(records), b"".join(parts))
+
+
+def unpack_data(packed: bytes) -> dict[str, Any]:
+    """Data as `large_events` packed it."""
+    return msgpack.unpackb(packed, strict_map_key=False)
+
+
+def _extension(code: int, data: bytes) -> Any:
+    return SpilledData(data.decode()) if code == _SPILLED else msgpack.ExtType(code, data)
+
+
 def record_events(
     session_id: str, seqs: Sequence[int], recorded_at_us: int, records: Sequence[int], payload: bytes
 ) -> Iterator[Event]:
@@ -109,8 +161,9 @@ def record_events(
 
 
 def decode_slab(session_id: str, slab: Slab) -> list[Event]:
-    """The events. InvalidFormat if a newer version wrote them, or if they are no events."""
-    unpacker = msgpack.Unpacker(strict_map_key=False, max_buffer_size=0)
+    """The events; SpilledData in the place of data that lies elsewhere. InvalidFormat if a newer version wrote them, or
+    if they are no events."""
+    unpacker = msgpack.Unpacker(strict_map_key=False, max_buffer_size=0, ext_hook=_extension)
     unpacker.feed(slab.payload)
     recorded_at = from_microseconds(slab.recorded_at_us)
     return [_event(session_id, seq, recorded_at, fields) for seq, fields in zip(slab.seqs, unpacker, strict=True)]

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ..domain.errors import GreenroomError, StorageConnectionFailed, StorageFull, WriterFenced
@@ -11,8 +12,19 @@ from ..domain.event import Event, NewEvent
 from ..domain.event_log import CommitListener, Committed, EventQuery, Ownership, SessionRecords
 from ..domain.run import Run
 from .append_frames import AppendAnswer, AppendEntry, AppendStatus, decode_answers, encode_frame
-from .event_codec import BatchEncoder, EncodedBatch, Slab, decode_slab, join_batches
+from .event_codec import (
+    BatchEncoder,
+    EncodedBatch,
+    Slab,
+    SpilledData,
+    decode_slab,
+    join_batches,
+    large_events,
+    unpack_data,
+    with_spilled_data,
+)
 from .logs import get_logger
+from .store_options import DEFAULT_SPILL_BYTES
 
 _log = get_logger(__name__)
 
@@ -45,6 +57,10 @@ class StoreAccess(Protocol):
     async def read(self, session_id: str, query: EventQuery, *, wait_s: float = 0) -> list[Slab]: ...
 
     async def is_short_of_room(self) -> bool: ...
+
+    async def put_artifact(self, session_id: str, content: bytes) -> str: ...
+
+    async def artifact(self, session_id: str, reference: str) -> bytes: ...
 
     async def load(self, session_id: str) -> SessionRecords: ...
 
@@ -85,11 +101,18 @@ class _Stream:
     on_commit: CommitListener
     batch_number: int = 0
     pending: list[EncodedBatch] = field(default_factory=list[EncodedBatch])
+    """As they are stored."""
+    complete: list[EncodedBatch] = field(default_factory=list[EncodedBatch])
+    """The same batches with all their data, for those who listen."""
     waiters: list[tuple[int, "asyncio.Future[Committed]"]] = field(
         default_factory=list[tuple[int, "asyncio.Future[Committed]"]]
     )
     count: int = 0
     """Events in `pending`."""
+    behind: "deque[tuple[EncodedBatch, asyncio.Future[Committed] | None]]" = field(
+        default_factory=deque[tuple[EncodedBatch, "asyncio.Future[Committed] | None"]]
+    )
+    """Batches that wait until large data before them has gone to the artifact store."""
     lost: GreenroomError | None = None
 
 
@@ -99,6 +122,7 @@ class _Sent:
 
     stream: _Stream
     batch: EncodedBatch
+    """With all its data."""
     waiters: "list[tuple[int, asyncio.Future[Committed]]]"
 
 
@@ -116,8 +140,11 @@ class EventLogClient:
     store tell what it has already. One client serves all sessions of its process.
     """
 
-    def __init__(self, store: StoreAccess) -> None:
+    def __init__(self, store: StoreAccess, *, spill_bytes: int = DEFAULT_SPILL_BYTES) -> None:
+        """Data of events larger than `spill_bytes` goes to the artifact store; it comes back with the events."""
         self._store = store
+        self._spill_bytes = spill_bytes
+        self._spilling: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._encoder = BatchEncoder()
         self._streams: dict[tuple[str, int], _Stream] = {}
@@ -153,15 +180,13 @@ class EventLogClient:
             lost = stream.lost if stream else None
             committed.set_exception(lost or WriterFenced(details={"session_id": session_id, "epoch": epoch}))
             return committed
-        batch = self._encoder.encode(events)
-        stream.waiters.append((stream.count, committed))
-        self._enqueue(stream, batch)
+        self._take(stream, self._encoder.encode(events), committed)
         return committed
 
     def record(self, session_id: str, epoch: int, events: Sequence[NewEvent]) -> None:
         stream = self._streams.get((session_id, epoch))
         if stream is not None and stream.lost is None:
-            self._enqueue(stream, self._encoder.encode(events))
+            self._take(stream, self._encoder.encode(events), None)
 
     async def room(self) -> None:
         await self._room.wait()
@@ -185,7 +210,12 @@ class EventLogClient:
 
     async def read(self, session_id: str, query: EventQuery, *, wait_s: float = 0) -> list[Event]:
         slabs = await self._store.read(session_id, query, wait_s=wait_s)
-        return [event for slab in slabs for event in decode_slab(session_id, slab)]
+        events = [event for slab in slabs for event in decode_slab(session_id, slab)]
+        for index, event in enumerate(events):
+            if isinstance(event.data, SpilledData):
+                packed = await self._store.artifact(session_id, event.data.reference)
+                events[index] = replace(event, data=unpack_data(packed))
+        return events
 
     async def load(self, session_id: str) -> SessionRecords:
         return await self._store.load(session_id)
@@ -198,6 +228,8 @@ class EventLogClient:
 
     async def aclose(self) -> None:
         """Give up what is under way."""
+        for task in self._spilling:
+            task.cancel()
         if self._connecting is not None:
             self._connecting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -205,13 +237,52 @@ class EventLogClient:
         if self._lane is not None:
             self._lane.close()
 
-    def _enqueue(self, stream: _Stream, batch: EncodedBatch) -> None:
-        stream.pending.append(batch)
-        stream.count += batch.event_count
-        self._dirty[stream.session_id, stream.epoch] = stream
+    def _take(self, stream: _Stream, batch: EncodedBatch, committed: "asyncio.Future[Committed] | None") -> None:
         self._pending_bytes += len(batch.payload)
         if self._pending_bytes > MAX_PENDING_BYTES:
             self._room.clear()
+        if not stream.behind and self._encoder.largest <= self._spill_bytes:
+            self._enqueue(stream, batch, batch, committed)
+            return
+        stream.behind.append((batch, committed))
+        if len(stream.behind) == 1:
+            task = self._loop.create_task(self._spill(stream), name="greenroom-spill")
+            self._spilling.add(task)
+            task.add_done_callback(self._spilling.discard)
+
+    async def _spill(self, stream: _Stream) -> None:
+        """Large data first, then the batches that refer to it, in their order."""
+        while stream.behind and stream.lost is None:
+            batch, committed = stream.behind[0]
+            stored = await self._spilled(stream.session_id, batch)
+            if stream.lost is None:
+                stream.behind.popleft()
+                self._enqueue(stream, stored, batch, committed)
+
+    async def _spilled(self, session_id: str, batch: EncodedBatch) -> EncodedBatch:
+        references: dict[int, str] = {}
+        for index, packed in large_events(batch, self._spill_bytes).items():
+            while index not in references:
+                try:
+                    references[index] = await self._store.put_artifact(session_id, packed)
+                except GreenroomError:  # no room, or no store: what runs is held, as appends are
+                    _log.exception("artifact_not_kept", session_id=session_id)
+                    await asyncio.sleep(_FULL_RETRY_S)
+        return with_spilled_data(batch, references) if references else batch
+
+    def _enqueue(
+        self,
+        stream: _Stream,
+        stored: EncodedBatch,
+        complete: EncodedBatch,
+        committed: "asyncio.Future[Committed] | None",
+    ) -> None:
+        if committed is not None:
+            stream.waiters.append((stream.count, committed))
+        stream.pending.append(stored)
+        stream.complete.append(complete)
+        stream.count += stored.event_count
+        self._dirty[stream.session_id, stream.epoch] = stream
         if not self._flush_scheduled:
             # At the end of this turn of the loop: what else happens in it rides in the same frame.
             self._flush_scheduled = True
@@ -232,8 +303,9 @@ class EventLogClient:
             batch = join_batches(stream.pending)
             stream.batch_number += 1
             entries.append(AppendEntry(stream.session_id, stream.epoch, stream.batch_number, batch))
-            sent.append(_Sent(stream, batch, stream.waiters))
-            stream.pending, stream.waiters, stream.count = [], [], 0
+            complete = batch if stream.complete == stream.pending else join_batches(stream.complete)
+            sent.append(_Sent(stream, complete, stream.waiters))
+            stream.pending, stream.complete, stream.waiters, stream.count = [], [], [], 0
         frame = _Frame(encode_frame(self._number, entries), sent, sum(len(item.batch.payload) for item in sent))
         self._in_flight[self._number] = frame
         self._lane.send(frame.data)
@@ -275,9 +347,12 @@ class EventLogClient:
     def _lose(self, stream: _Stream, error: GreenroomError) -> None:
         stream.lost = error
         self._dirty.pop((stream.session_id, stream.epoch), None)
-        self._give_back(sum(len(batch.payload) for batch in stream.pending))
+        behind = [batch for batch, _ in stream.behind]
+        self._give_back(sum(len(batch.payload) for batch in (*stream.complete, *behind)))
         _fail(stream.waiters, error)
-        stream.pending, stream.waiters, stream.count = [], [], 0
+        _fail([(0, committed) for _, committed in stream.behind if committed is not None], error)
+        stream.pending, stream.complete, stream.waiters, stream.count = [], [], [], 0
+        stream.behind.clear()
 
     def _give_back(self, size: int) -> None:
         self._pending_bytes -= size

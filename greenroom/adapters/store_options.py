@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 MEBIBYTE = 1024 * 1024
+DEFAULT_SPILL_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +16,7 @@ class StoreOptions:
     """With less room than this nothing is appended: the rest is for what keeps the files whole."""
     max_memory_bytes: int = 2048 * MEBIBYTE
     """New work is refused while the store's process holds more memory than this."""
-    spill_bytes: int = 64 * 1024
+    spill_bytes: int = DEFAULT_SPILL_BYTES
     """Event data larger than this goes to the artifact store by itself."""
     max_artifact_bytes: int = 256 * MEBIBYTE
     """Largest artifact that is kept."""

@@ -1,6 +1,9 @@
 # The part of msgpack that Greenroom uses; the package ships no types.
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+
+class ExtType:
+    def __init__(self, code: int, data: bytes) -> None: ...
 
 class Packer:
     def __init__(self) -> None: ...
@@ -15,6 +18,7 @@ class Unpacker:
         strict_map_key: bool = ...,
         max_buffer_size: int = ...,
         use_list: bool = ...,
+        ext_hook: Callable[[int, bytes], Any] = ...,
     ) -> None: ...
     def feed(self, data: bytes | bytearray | memoryview) -> None: ...
     def skip(self) -> None: ...

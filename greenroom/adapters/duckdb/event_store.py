@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ...domain.artifact_store import ArtifactStore
-from ...domain.errors import AlreadyExists, InvalidCursor, QueueFull, SessionNotFound, StorageReadFailed
+from ...domain.errors import AlreadyExists, InvalidCursor, QueueFull, SessionNotFound, StorageFull, StorageReadFailed
 from ...domain.event_log import EventQuery, Ownership, SessionRecords
 from ...domain.run import Run
 from ...domain.session import Session
@@ -240,6 +240,18 @@ class DuckDBEventStore:
     async def _in_reader(self, work: Callable[..., ResultT], *args: Any) -> ResultT:
         return await self._loop.run_in_executor(self._pool, work, *args)
 
+    # Artifacts
+
+    async def put_artifact(self, session_id: str, content: bytes) -> str:
+        """Keep content for the session; returns its reference once it is durable. StorageFull, StorageWriteFailed."""
+        if self._store.writer.room is Room.FULL:
+            raise StorageFull
+        return await asyncio.to_thread(self._store.artifacts.put, session_id, content)
+
+    async def artifact(self, session_id: str, reference: str) -> bytes:
+        """The content. NotFound if the session has none of this reference, StorageReadFailed if it was changed."""
+        return await asyncio.to_thread(self._store.artifacts.get, session_id, reference)
+
     # Reading records
 
     async def load(self, session_id: str) -> SessionRecords:
@@ -321,11 +333,11 @@ class DuckDBEventStore:
     async def verify_session(self, session_id: str) -> Verification:
         """Read everything of the session from the files, and compare it with its chain. SessionNotFound."""
         session_key, last_seq = await self._end(session_id)
-        sources = self._store.sources
+        sources, artifacts = self._store.sources, self._store.artifacts
         parts, logs = await asyncio.wrap_future(
             self._store.writer.between_groups(lambda: (sources().parts, sources().spans(session_key)))
         )
-        return await self._in_reader(verify_session, session_id, session_key, last_seq, parts, logs)
+        return await self._in_reader(verify_session, session_id, session_key, last_seq, artifacts, parts, logs)
 
     async def delete_session(self, session_id: str) -> None:
         """Forget the session: when this returns nobody can read it or write it, and nothing brings it back. Its bytes

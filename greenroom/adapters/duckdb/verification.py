@@ -1,7 +1,9 @@
 """Proving that a session's log is whole: every batch is read from the files and compared with the chain."""
 
+import re
 from collections.abc import Sequence
 
+from ...domain.artifact_store import ArtifactStore
 from ...domain.errors import GreenroomError
 from ...domain.hash_chain import chain_start
 from ...domain.verification import Verification
@@ -12,8 +14,12 @@ from .part_file import PartFile
 MAX_PROBLEMS = 100
 
 
+_REFERENCE = re.compile(rb"\xc7\x47\x01(sha256:[0-9a-f]{64})")  # as `with_spilled_data` packs it
+
+
 class _Proof:
     def __init__(self, session_id: str) -> None:
+        self.references: set[str] = set()
         self.digest = chain_start(session_id)
         self.last_seq = self.events = self.pruned = 0
         self.problems: list[str] = []
@@ -38,6 +44,7 @@ class _Proof:
         if header.first_seq != self.last_seq + 1:
             self.problems.append(f"seqs {self.last_seq + 1} to {header.first_seq - 1} are missing")
         digest = batch.next_digest(self.digest)
+        self.references.update(found.decode() for found in _REFERENCE.findall(batch.row))
         if batch.is_lost:
             self.problems.append(
                 f"seqs {header.first_seq} to {header.last_seq} were lost, and repair could not recover them"
@@ -52,6 +59,7 @@ def verify_session(
     session_id: str,
     session_key: int,
     last_seq: int,
+    artifacts: ArtifactStore,
     parts: Sequence[PartFile],
     logs: Sequence[tuple[LogFile, SessionSpan]],
 ) -> Verification:
@@ -66,6 +74,11 @@ def verify_session(
             proof.check(log, session_key, span)
     except GreenroomError as exc:
         proof.problems.append(f"after seq {proof.last_seq} nothing can be read: {exc.message}")
+    for reference in sorted(proof.references):
+        try:
+            artifacts.get(session_id, reference)
+        except GreenroomError as exc:
+            proof.problems.append(f"event data in the artifact store is not what was stored: {exc.message}")
     if proof.last_seq < last_seq:
         proof.problems.append(f"it ends at seq {proof.last_seq}, and seq {last_seq} was acknowledged")
     return Verification(
