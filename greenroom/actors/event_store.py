@@ -43,11 +43,16 @@ class EventStore:
         self._scratch = tempfile.TemporaryDirectory(prefix="greenroom-") if memory else None
         folder = Path(self._scratch.name if self._scratch else data_dir)
         self._shard = shard
+        self._data_dir = None if memory else folder
         self._store = DuckDBEventStore(store_folder(folder, shard), options, on_fatal=_end_process)
         self._socket = SocketLaneServer(folder / socket_name(shard), self._store.submit)
         self._opening = asyncio.get_running_loop().create_task(self._open(), name="greenroom-open-store")
 
     async def _open(self) -> None:
+        from ..adapters.duckdb.migration import upgrade  # noqa: PLC0415  loads DuckDB
+
+        if self._data_dir is not None and self._shard == 0:
+            await asyncio.to_thread(upgrade, self._data_dir)
         await self._store.open()
         try:
             await self._socket.start()
