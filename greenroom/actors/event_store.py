@@ -149,6 +149,13 @@ class EventStore:
     async def expired_sessions(self, statuses: Sequence[str], before_us: int) -> list[str]:
         return await self._when_open(self._store.expired_sessions, statuses, before_us)
 
+    async def refresh_mirror(self) -> Path:
+        return await self._when_open(self._store.refresh_mirror)
+
+    async def query(self, paths: list[Path], sql: str, params: Any, limit: int, tenant: str | None) -> tuple[Any, ...]:
+        """Columns, packed rows, and whether there were more."""
+        return tuple(await self._when_open(self._store.query, paths, sql, params, limit=limit, tenant=tenant))
+
     async def counts(self) -> dict[str, int]:
         return await self._when_open(self._store.counts)
 

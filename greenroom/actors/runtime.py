@@ -19,6 +19,7 @@ import ray.exceptions
 from ..adapters.data_dir import prepare_backup
 from ..adapters.option_parsing import parse_options, require_json_safe
 from ..adapters.providers.registry import BUILT_IN_DECLARATIONS
+from ..adapters.query_rows import DEFAULT_QUERY_LIMIT, unpack_rows
 from ..adapters.run_option_parsing import parse_run_options
 from ..adapters.settings import MEMORY_DATA_DIR
 from ..domain.errors import GreenroomError, RunNotFound, RuntimeGone, SessionNotFound, ValidationError
@@ -275,6 +276,36 @@ class Runtime:
     def backup(self, path: str | Path) -> Path:
         """See abackup."""
         return self._wait(self.abackup(path))
+
+    async def aquery(
+        self,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any] | None = None,
+        limit: int = DEFAULT_QUERY_LIMIT,
+        *,
+        tenant: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """At most `limit` rows of one SELECT over the views sessions, runs, events, tool_calls and usage.
+
+        It sees everything that was committed before the call, and of one tenant only when `tenant` names it. It runs in
+        a process of its own that can read nothing else, with bounded memory, and no longer than
+        `event_store.query_timeout_s`. `params` are the values of `?` (a list) or of `$name` (a mapping). Values come
+        back JSON-safe: times as ISO 8601 in UTC. ValidationError names what is wrong or forbidden; Timeout.
+        """
+        paths = await self._ask(self._stores.ask_all("refresh_mirror"))
+        answer = await self._ask(self._stores.ask_first("query", paths, sql, params, limit, tenant))
+        return unpack_rows(*answer)
+
+    def query(
+        self,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any] | None = None,
+        limit: int = DEFAULT_QUERY_LIMIT,
+        *,
+        tenant: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """See aquery."""
+        return self._wait(self.aquery(sql, params, limit, tenant=tenant))
 
     # Runs
 

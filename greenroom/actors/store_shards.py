@@ -36,6 +36,10 @@ class StoreShards:
         """The answers of all, in their order."""
         return await asyncio.gather(*(_answer(actor, method, *args) for actor in self.actors))
 
+    async def ask_first(self, method: str, *args: Any) -> Any:
+        """The answer of the first of them, which acts for all."""
+        return await _answer(self.actors[0], method, *args)
+
     async def first(self, method: str, *args: Any) -> Any:
         """The answer of whoever has one; None if nobody has."""
         return next((answer for answer in await self.ask_all(method, *args) if answer is not None), None)

@@ -4,7 +4,7 @@ A batch is the plain concatenation of its events, so that batches are joined and
 time of the commit are not in it: the store adds them from outside, and never has to look inside.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -110,6 +110,7 @@ class SpilledData(NamedTuple):
 
 
 _SPILLED = 1  # the code of the msgpack extension
+_REFERENCE_MARK = b"\x01sha256:"
 _DATA = NewEvent._fields.index("data")
 
 
@@ -139,6 +140,20 @@ def with_spilled_data(batch: EncodedBatch, references: Mapping[int, str]) -> Enc
         parts.append(packed)
         offset += len(packed)
     return EncodedBatch(batch.event_count, batch.types, tuple(records), b"".join(parts))
+
+
+def with_resolved_data(payload: bytes, content: Callable[[str], bytes]) -> bytes:
+    """Packed events with their own data again, where references stand for it; the same bytes when there are none."""
+    if _REFERENCE_MARK not in payload:
+        return payload
+    unpacker = msgpack.Unpacker(strict_map_key=False, max_buffer_size=0, ext_hook=_extension)
+    unpacker.feed(payload)
+    parts: list[bytes] = []
+    for fields in unpacker:
+        if isinstance(fields[_DATA], SpilledData):
+            fields[_DATA] = unpack_data(content(fields[_DATA].reference))
+        parts.append(msgpack.packb(fields))
+    return b"".join(parts)
 
 
 def unpack_data(packed: bytes) -> dict[str, Any]:

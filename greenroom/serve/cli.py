@@ -15,6 +15,7 @@ from .cli_doctor import doctor
 from .cli_errors import FAILED, INTERRUPTED, OK, report
 from .cli_options import DataDir, Debug, Invocation
 from .cli_providers import providers
+from .cli_query import query
 from .cli_runs import cancel, interrupt, run
 from .cli_sessions import events, sessions, show
 from .demo import demo
@@ -31,7 +32,7 @@ app = typer.Typer(
 
 for command in (up, down, demo, run, sessions, show, events, cancel, interrupt, providers, doctor):
     app.command()(command)
-for command in (export, verify, delete, compact, backup, restore):
+for command in (query, export, verify, delete, compact, backup, restore):
     app.command()(command)
 app.command("import")(import_)
 app.command("hold", hidden=True)(hold_runtime)

@@ -18,7 +18,7 @@ import pytest
 from greenroom.adapters.duckdb import query_process, query_runner
 from greenroom.adapters.duckdb.query_mirror import QueryMirror
 from greenroom.adapters.duckdb.query_process import FUNCTIONS, VIEWS, checked
-from greenroom.adapters.duckdb.query_runner import MAX_LIMIT, ask, run_query
+from greenroom.adapters.duckdb.query_runner import MAX_LIMIT, ask
 from greenroom.domain.errors import StorageConnectionFailed, StorageReadFailed, Timeout, ValidationError
 from greenroom.domain.event import EventType
 
@@ -28,6 +28,11 @@ from .test_query_mirror import Log, created, event, whole_run
 ENDLESS = "SELECT count(*) FROM range(300000) a(i), range(300000) b(j) WHERE hash(i, j) = 1"
 
 MINE, THEIRS = "mine-9d1c", "theirs-77ab"
+
+
+async def run_query(path: Path, *arguments: Any, **options: Any) -> list[dict[str, Any]]:
+    """The rows of one query over one mirror."""
+    return (await ask([path], *arguments, **options)).to_dicts()
 
 
 class Files(NamedTuple):
@@ -350,7 +355,7 @@ _ALL_IN_ONE = """
 import sys, msgpack
 import greenroom.adapters.duckdb.query_process as process
 path, statements = msgpack.unpackb(sys.stdin.buffer.read())
-query = process.Query(path, "", None, 5, "A")
+query = process.Query([path], "", None, 5, "A")
 connection = process.opened(query)
 answers = []
 for sql in statements:
@@ -526,7 +531,13 @@ def asked_unchecked(request: dict[str, Any], variant: str) -> dict[str, Any]:
     ],
 )
 def test_behind_the_check_of_the_statement_the_process_is_locked(files: Files, template: str, variant: str) -> None:
-    request = {"path": str(files.mirror), "sql": filled_in(template, files), "params": None, "limit": 5, "tenant": None}
+    request = {
+        "paths": [str(files.mirror)],
+        "sql": filled_in(template, files),
+        "params": None,
+        "limit": 5,
+        "tenant": None,
+    }
 
     answer = asked_unchecked(request, variant)
 
@@ -551,7 +562,7 @@ def test_the_process_itself_can_open_and_write_nothing_any_more(files: Files) ->
     program = f"""
 import os, socket, sys
 import greenroom.adapters.duckdb.query_process as process
-query = process.Query({str(files.mirror)!r}, "FROM events", None, 5, None)
+query = process.Query([{str(files.mirror)!r}], "FROM events", None, 5, None)
 connection = process.opened(query)
 def refused(action):
     try:
@@ -633,8 +644,8 @@ async def test_a_tenant_learns_nothing_of_another(files: Files, sql: str) -> Non
 
 def test_a_value_of_another_tenant_is_null_even_before_its_row_is_filtered_out() -> None:
     with duckdb.connect() as connection:
-        connection.execute("ATTACH ':memory:' AS mirror; CREATE TABLE mirror.main.t (tenant VARCHAR, x VARCHAR)")
-        connection.execute("INSERT INTO mirror.main.t VALUES ('A', 'mine'), ('B', 'theirs'), (NULL, 'nobodys')")
+        connection.execute("CREATE TABLE all_t (tenant VARCHAR, x VARCHAR)")
+        connection.execute("INSERT INTO all_t VALUES ('A', 'mine'), ('B', 'theirs'), (NULL, 'nobodys')")
         view = query_process.view_of("v", "t", "x", "A")
 
         unfiltered = view.partition(" AS ")[2].partition(" WHERE ")[0]
@@ -699,8 +710,8 @@ async def test_a_process_that_is_killed_is_an_error_that_says_so(files: Files) -
 def test_the_process_ends_with_its_parent(files: Files) -> None:
     program = f"""
 import asyncio
-from greenroom.adapters.duckdb.query_runner import run_query
-asyncio.run(run_query({str(files.mirror)!r}, {ENDLESS!r}, timeout_s=3600))
+from greenroom.adapters.duckdb.query_runner import ask
+asyncio.run(ask([{str(files.mirror)!r}], {ENDLESS!r}, timeout_s=3600))
 """
     with subprocess.Popen([sys.executable, "-c", program]) as parent:
         child = wait_until(lambda: psutil.Process(parent.pid).children(), what="the process runs")[0]
@@ -744,7 +755,7 @@ async def test_an_answer_that_is_too_large_is_refused_with_a_remedy(files: Files
 async def test_at_most_limit_rows_come_back_and_the_answer_tells_that_there_were_more(files: Files) -> None:
     sql = "SELECT i FROM range(5000) t(i) ORDER BY i DESC"
 
-    cut, whole = await ask(files.mirror, sql, limit=2500), await ask(files.mirror, sql, limit=5000)
+    cut, whole = await ask([files.mirror], sql, limit=2500), await ask([files.mirror], sql, limit=5000)
 
     assert [{"i": i} for i in range(4999, 2499, -1)] == cut.to_dicts()
     assert (True, False) == (cut.truncated, whole.truncated)
@@ -870,7 +881,7 @@ def connection() -> Iterator[duckdb.DuckDBPyConnection]:
     ],
 )
 def test_values_come_back_json_safe(connection: duckdb.DuckDBPyConnection, expression: str, value: Any) -> None:
-    query = query_process.Query("", f"SELECT {expression}", None, 10, None)
+    query = query_process.Query([], f"SELECT {expression}", None, 10, None)
 
     packed = query_process.run(connection, query)["rows"]
 
@@ -896,7 +907,7 @@ async def test_parameters_are_values_and_never_sql(files: Files) -> None:
 
 async def test_the_views_have_the_columns_that_are_promised(files: Files) -> None:
     for view, columns in VIEWS.items():
-        found = await ask(files.mirror, f"SELECT * FROM {view}")
+        found = await ask([files.mirror], f"SELECT * FROM {view}")
         assert columns.split() == found.columns
         assert found.to_dicts()
 

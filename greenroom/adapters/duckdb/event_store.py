@@ -23,6 +23,8 @@ from ..store_options import StoreOptions
 from .group_commit import CommittedGroup, WriterCallbacks
 from .log_sources import LogSources
 from .open_store import OpenStore, open_store
+from .query_desk import QueryDesk
+from .query_runner import QueryAnswer
 from .record_tables import RecordTables
 from .session_archive import read_head
 from .verification import verify_session
@@ -71,6 +73,7 @@ class DuckDBEventStore:
         self._waiting = 0
         self._pool = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="greenroom-reader")
         self._open: OpenStore | None = None
+        self._desk: QueryDesk | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -83,6 +86,7 @@ class DuckDBEventStore:
             failed=self._in_loop(self._on_fatal),
         )
         self._open = await asyncio.to_thread(open_store, self.path, self.options, callbacks)
+        self._desk = QueryDesk(self._open, timeout_s=self.options.query_timeout_s)
         await self._finish_deletions()
         await self._open.keeper.finish_taking_in()
         self._open.keeper.tidy_soon()
@@ -110,6 +114,12 @@ class DuckDBEventStore:
         if self._open is None:
             raise StorageReadFailed("The event store is closed.")
         return self._open
+
+    @property
+    def _query(self) -> QueryDesk:
+        if self._desk is None:
+            raise StorageReadFailed("The event store is closed.")
+        return self._desk
 
     async def close(self) -> None:
         """Commit what has arrived and close the files; nothing can be called after."""
@@ -328,6 +338,18 @@ class DuckDBEventStore:
     def _bytes(self) -> int:
         return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
 
+    # Queries
+
+    async def refresh_mirror(self) -> Path:
+        """Bring the mirror for queries up to date; returns its path."""
+        return await self._query.refresh()
+
+    async def query(
+        self, paths: Sequence[Path], sql: str, params: Any, *, limit: int, tenant: str | None
+    ) -> QueryAnswer:
+        """One SELECT over mirrors that were refreshed; see query_runner.ask."""
+        return await self._query.query(paths, sql, params, limit=limit, tenant=tenant)
+
     # The whole life of data
 
     async def verify_session(self, session_id: str) -> Verification:
@@ -350,6 +372,7 @@ class DuckDBEventStore:
         self._ends.pop(session_id, None)
         self._recent.forget(session_id)
         await self._forget_traces(session_id)
+        self._query.forget(session_id)
         await asyncio.wrap_future(store.writer.forgotten(session_id))
         self._wake(session_id)
 
@@ -363,6 +386,7 @@ class DuckDBEventStore:
         await self._store.keeper.compact()
         await self._records(lambda tables: tables.compact())
         await asyncio.to_thread(self._store.artifacts.collect)
+        await self._query.compact()
 
     async def export_session(self, session_id: str, path: Path) -> int:
         """Write the session as it is now to one file; returns how many events it holds. SessionNotFound."""
@@ -382,6 +406,7 @@ class DuckDBEventStore:
                 details={"session_id": head.session_id},
             )
         await self._store.keeper.import_(path)
+        self._query.rebuild()
         return head.session_id
 
     async def session_ids(self) -> list[str]:

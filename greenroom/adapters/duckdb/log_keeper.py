@@ -21,7 +21,7 @@ from .chunks import SealedBatch
 from .duckdb_files import heads_of, wal_of
 from .group_commit import GroupCommit
 from .log_file import Grant, Link, LogFile, SessionSpan
-from .log_sources import CurrentSources
+from .log_sources import CurrentSources, LogSources
 from .maintenance import run_maintenance
 from .manifest import Manifest, PartEntry
 from .part_file import PartFile
@@ -329,6 +329,13 @@ class LogKeeper:
             async with self._manifest_lock:
                 if self.manifest.untaken:
                     await self.change_manifest(untaken=())
+
+    async def pinned_parts(self, sources: LogSources, since: int, work: Path) -> list[str]:
+        """Names that stay of the parts with batches past that number."""
+        async with self._busy:  # else a part may go before it is pinned
+            names = {part.path.name for part in sources.parts}
+            wanted = [self._folder.part_path(entry.number) for entry in self.manifest.parts if entry.last_batch > since]
+            return [await self._in_thread(_pin, path, work) for path in wanted if path.name in names or path.exists()]
 
     async def back_up(self, target: Path) -> int:
         """Copy the store as it is now to a folder; returns the bytes. Appends go on meanwhile."""

@@ -14,6 +14,7 @@ from typing import Any
 from ...domain.errors import GreenroomError, StorageError
 from ..logs import log_to_stderr
 from .backup import BackupOrder, back_up
+from .query_refresh import RefreshOrder, refresh_mirror
 from .sealing import SealOrder, seal
 from .session_transfer import AdoptOrder, ExportOrder, ImportOrder, adopt_sessions, export_session, import_session
 
@@ -30,6 +31,7 @@ TASKS: Mapping[str, Callable[[dict[str, Any]], Any]] = {
     "export": lambda order: export_session(ExportOrder(**order)),
     "import": lambda order: import_session(ImportOrder(**order)),
     "adopt": lambda order: adopt_sessions(AdoptOrder(**order)),
+    "mirror": lambda order: refresh_mirror(RefreshOrder(**order)),
     "backup": lambda order: back_up(BackupOrder(**order)),
 }
 

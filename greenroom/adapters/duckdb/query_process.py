@@ -205,7 +205,7 @@ _PARAMETER_TROUBLE = ("Values were not provided", "count mismatch", "Python Conv
 class Query(NamedTuple):
     """What is to be done."""
 
-    path: str
+    paths: list[str]
     sql: str
     params: list[Any] | dict[str, Any] | None
     limit: int
@@ -262,12 +262,16 @@ def _connected(query: Query) -> duckdb.DuckDBPyConnection:
     }
     connection = duckdb.connect(":memory:", config=config)
     connection.execute("SET TimeZone = 'UTC'")
-    connection.execute(f"ATTACH {_quoted(query.path)} AS mirror (READ_ONLY)")
-    found = connection.execute("SELECT layout_version FROM mirror.main.meta").fetchall()
-    if found != [(LAYOUT_VERSION,)]:
-        raise StorageReadFailed(
-            "The query mirror is of another version; it is rebuilt by the runtime. Try again later."
-        )
+    for number, path in enumerate(query.paths):
+        connection.execute(f"ATTACH {_quoted(path)} AS mirror_{number} (READ_ONLY)")
+        found = connection.execute(f"SELECT layout_version FROM mirror_{number}.main.meta").fetchall()  # noqa: S608
+        if found != [(LAYOUT_VERSION,)]:
+            raise StorageReadFailed(
+                "The query mirror is of another version; it is rebuilt by the runtime. Try again later."
+            )
+    for table in ("sessions", "runs", "events"):
+        parts = [f"SELECT * FROM mirror_{number}.main.{table}" for number in range(len(query.paths))]  # noqa: S608
+        connection.execute(f"CREATE VIEW all_{table} AS {' UNION ALL '.join(parts)}")
     for statement in _view_statements(query.tenant):
         connection.execute(statement)
     return connection
@@ -292,10 +296,10 @@ def view_of(name: str, table: str, columns: str, tenant: str | None, condition: 
     because `session_id = ..` no longer skips row groups, and nothing measurable in aggregates.
     """
     if tenant is None:
-        return f"CREATE VIEW {name} AS SELECT {', '.join(columns.split())} FROM mirror.main.{table} WHERE {condition}"  # noqa: S608
+        return f"CREATE VIEW {name} AS SELECT {', '.join(columns.split())} FROM all_{table} WHERE {condition}"  # noqa: S608
     is_own = f"tenant = {_quoted(tenant)}"
     shown = ", ".join(f"CASE WHEN {is_own} THEN {column} END AS {column}" for column in columns.split())
-    return f"CREATE VIEW {name} AS SELECT {shown} FROM mirror.main.{table} WHERE {is_own} AND {condition}"  # noqa: S608
+    return f"CREATE VIEW {name} AS SELECT {shown} FROM all_{table} WHERE {is_own} AND {condition}"  # noqa: S608
 
 
 def _lock_down(connection: duckdb.DuckDBPyConnection, query: Query) -> None:

@@ -14,9 +14,9 @@ import msgpack
 
 from ...domain.errors import StorageReadFailed, Timeout, ValidationError, error_from_record
 from ...domain.json_values import check_json_safe
+from ..query_rows import DEFAULT_QUERY_LIMIT, unpack_rows
 from .query_process import DEFAULT_MEMORY_LIMIT, MAX_ANSWER_BYTES, MAX_SQL_CHARACTERS, MEMORY_LIMIT
 
-DEFAULT_LIMIT = 10_000
 MAX_LIMIT = 1_000_000
 DEFAULT_TIMEOUT_S = 30.0
 MAX_TIMEOUT_S = 3_600.0
@@ -38,37 +38,22 @@ class QueryAnswer(NamedTuple):
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """The rows as JSON-safe values."""
-        rows = msgpack.Unpacker(strict_map_key=False, max_buffer_size=0)
-        rows.feed(self.packed_rows)
-        return [dict(zip(self.columns, row, strict=True)) for row in rows]
-
-
-async def run_query(
-    path: Path | str,
-    sql: str,
-    params: Sequence[Any] | Mapping[str, Any] | None = None,
-    *,
-    limit: int = DEFAULT_LIMIT,
-    tenant: str | None = None,
-    timeout_s: float = DEFAULT_TIMEOUT_S,
-    memory_limit: str = DEFAULT_MEMORY_LIMIT,
-) -> list[dict[str, Any]]:
-    """At most `limit` rows of one SELECT over the views of the mirror; see `ask`."""
-    found = await ask(path, sql, params, limit=limit, tenant=tenant, timeout_s=timeout_s, memory_limit=memory_limit)
-    return found.to_dicts()
+        return unpack_rows(*self)
 
 
 async def ask(
-    path: Path | str,
+    paths: Sequence[Path],
     sql: str,
     params: Sequence[Any] | Mapping[str, Any] | None = None,
     *,
-    limit: int = DEFAULT_LIMIT,
+    limit: int = DEFAULT_QUERY_LIMIT,
     tenant: str | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     memory_limit: str = DEFAULT_MEMORY_LIMIT,
 ) -> QueryAnswer:
-    """Run one SELECT over the views sessions, runs, events, tool_calls and usage of a mirror that nobody writes.
+    """Run one SELECT over the views sessions, runs, events, tool_calls and usage of mirrors that nobody writes.
+
+    Several mirrors (of the shards of one store) are read as one.
 
     `params` are the values of `?` or `$1` (a list) or of `$name` (a mapping). `tenant` None is everybody. Values come
     back JSON-safe: times as ISO 8601 in UTC, intervals as seconds, decimals as floats, JSON columns parsed, bytes as
@@ -82,7 +67,7 @@ async def ask(
     _check_sql(sql)
     _check_bounds(limit, tenant, timeout_s, memory_limit)
     request = {
-        "path": os.fspath(path),
+        "paths": [os.fspath(path) for path in paths],
         "sql": sql,
         "params": _checked_params(params),
         "limit": limit,
