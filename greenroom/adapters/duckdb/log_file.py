@@ -18,6 +18,10 @@ from .head_journal import Head, HeadKind, batch_head, name_heads, read_heads
 from .log_rows import RowHeader, batch_id_of
 from .manifest import LAYOUT_VERSION
 
+MEMORY_LIMIT = "1GB"
+"""What is committed stays in memory until the file is closed: a commit past the limit fails. A file is frozen long
+before (LOG_BYTES in group_commit)."""
+
 _PAGE = 256
 
 _GRANTS = "SELECT session_key, session_id, epoch, owner, granted_at_us FROM grants ORDER BY rowid"
@@ -118,7 +122,7 @@ class LogFile:
     @classmethod
     def create(cls, path: Path, number: int) -> "LogFile":
         """An empty log file."""
-        connection = connect(path)
+        connection = connect(path, memory_limit=MEMORY_LIMIT)
         try:
             connection.execute(files("greenroom.adapters.duckdb").joinpath("log_schema.sql").read_text())
             connection.execute("INSERT INTO meta VALUES ('layout', ?)", [str(LAYOUT_VERSION)])
@@ -130,7 +134,8 @@ class LogFile:
     @classmethod
     def open(cls, path: Path, number: int, contents: LogContents, *, writable: bool) -> "LogFile":
         """A log file whose contents were checked."""
-        return cls(path, number, connect(path, read_only=not writable), contents, writable=writable)
+        connection = connect(path, read_only=not writable, memory_limit=MEMORY_LIMIT)
+        return cls(path, number, connection, contents, writable=writable)
 
     @property
     def last_batch(self) -> int:
