@@ -1,7 +1,6 @@
 """The actor that knows where each session is served, and finds a place for those that are nowhere."""
 
 import asyncio
-import re
 from collections.abc import Mapping
 from typing import Any
 from weakref import WeakValueDictionary
@@ -13,6 +12,7 @@ from ..adapters.clock import id_factory, now_us
 from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.settings import RetentionSettings
 from ..domain.errors import GreenroomError, SessionNotFound, ValidationError
+from ..domain.identifiers import SESSION_ID
 from ..domain.provider import ProviderDeclaration
 from ..domain.session import SessionSpec
 from .actor_states import actor_is_dead, actor_table, named_actors
@@ -23,7 +23,6 @@ from .store_shards import StoreShards
 
 _log = get_logger(__name__)
 
-_SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _SERVER_OPTIONS: dict[str, Any] = {
     "lifetime": "detached",
     "num_cpus": 0,
@@ -222,7 +221,7 @@ class Directory:
 
 
 def _checked_id(session_id: str) -> str:
-    if not _SESSION_ID.fullmatch(session_id):
+    if not SESSION_ID.fullmatch(session_id):
         raise ValidationError(
             f"session_id {session_id[:140]!r} is not usable; give letters, digits and . _ : - (at most 128), or none.",
             details={"field": "session_id"},

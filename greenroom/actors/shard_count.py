@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ..adapters.data_dir import record_shards, recorded_shards, store_folder
+from ..adapters.data_dir import is_moving, record_shards, recorded_shards, store_folder
 from ..adapters.settings import EventStoreSettings
 from ..domain.errors import StorageError, error_from_record
 
@@ -16,7 +16,7 @@ def prepared_shards(data_dir: Path, settings: EventStoreSettings) -> int:
     """The number of shards, after sessions were moved if it is another than before. No runtime may live there."""
     before = recorded_shards(data_dir)
     wanted = settings.shards or before
-    if wanted == before:
+    if wanted == before and not is_moving(data_dir):
         return wanted
     if not any(store_folder(data_dir, shard).exists() for shard in range(before)):
         record_shards(data_dir, wanted)

@@ -32,6 +32,7 @@ from ..domain.errors import (
     StorageWriteFailed,
     ValidationError,
 )
+from ..domain.identifiers import SESSION_ID
 
 DEFAULT_MAX_ARTIFACT_BYTES = 256 * 1024 * 1024
 
@@ -45,7 +46,6 @@ _LONGEST_PAUSE_S = 0.02
 _COMPARED_AT_ONCE_BYTES = 1024 * 1024
 
 _PREFIX = "sha256:"
-_OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
@@ -196,7 +196,7 @@ class ArtifactFolder:
     # Places
 
     def _folder_of(self, owner: str) -> Path:
-        if not _OWNER.fullmatch(owner):
+        if not SESSION_ID.fullmatch(owner):
             raise ValidationError(
                 f"owner {owner[:140]!r} is not usable; give letters, digits and . _ : - (at most 128).",
                 details={"field": "owner"},

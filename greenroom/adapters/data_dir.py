@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from ..domain.errors import InvalidOperation, StorageWriteFailed
 from .socket_lane import SOCKET_NAME
@@ -21,17 +22,26 @@ def socket_name(shard: int) -> str:
 
 def recorded_shards(data_dir: Path) -> int:
     """How many shards the data_dir has; 1 when it does not say."""
-    try:
-        return int(json.loads((data_dir / _SHARDS_NAME).read_text())["shards"])
-    except FileNotFoundError:
-        return 1
+    return int(_record(data_dir).get("shards", 1))
 
 
-def record_shards(data_dir: Path, shards: int) -> None:
-    """Say how many there are; before sessions are moved to fewer, and after they were moved to more."""
+def is_moving(data_dir: Path) -> bool:
+    """Whether sessions were being moved to another number of shards, and not all of them may have arrived."""
+    return bool(_record(data_dir).get("moving", False))
+
+
+def record_shards(data_dir: Path, shards: int, *, moving: bool = False) -> None:
+    """Say how many there are, and whether sessions are being moved."""
     scratch = data_dir / f"{_SHARDS_NAME}.new"
-    scratch.write_text(json.dumps({"shards": shards}))
+    scratch.write_text(json.dumps({"shards": shards, "moving": moving}))
     scratch.replace(data_dir / _SHARDS_NAME)
+
+
+def _record(data_dir: Path) -> dict[str, Any]:
+    try:
+        return json.loads((data_dir / _SHARDS_NAME).read_text())
+    except FileNotFoundError:
+        return {}
 
 
 def prepare_backup(target: Path, shards: int) -> None:

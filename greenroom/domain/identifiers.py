@@ -1,5 +1,6 @@
 """Ids: a prefix that tells the kind, and a UUIDv7 in hex, so that ids of one kind sort by the time they were made."""
 
+import re
 from collections.abc import Callable
 from typing import NewType
 
@@ -10,6 +11,10 @@ EventId = NewType("EventId", str)
 _MICROSECONDS_PER_MILLISECOND = 1000
 _COUNTER_BITS = 74  # what RFC 9562 leaves for rand_a and rand_b together
 _RESERVE_BITS = 72  # a fresh start below this leaves room to count upwards within one millisecond
+
+
+SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+"""What may name a session: it also names a folder."""
 
 
 class IdFactory:

@@ -16,6 +16,8 @@ from .duckdb_files import digest_file, heads_of, sync_directory
 from .head_journal import HeadJournal
 from .log_file import LogFile
 from .manifest import Manifest, PartEntry, read_manifest, write_manifest
+from .part_file import PartFile
+from .record_tables import RecordTables
 from .store_folder import ARTIFACTS_NAME, RECORDS_NAME, StoreFolder
 
 _COPY_BYTES = 1 << 20
@@ -33,6 +35,7 @@ class BackupOrder:
     next_number: int
     sealed_batch: int
     next_session_key: int
+    deleted: Sequence[int]
     artifacts: str
 
 
@@ -63,6 +66,7 @@ def _copy_store(order: BackupOrder, target: Path) -> int:
         _copy_file(heads_of(Path(path)), heads_of(copy))
         entries.append(replace(entry, mtime_ns=copy.stat().st_mtime_ns))
         copied += entry.size
+    _bring_up_to_date(Path(order.records), order)
     _copy_file(Path(order.records), target / RECORDS_NAME)
     _copy_artifacts(Path(order.artifacts), target / ARTIFACTS_NAME)
     number = order.next_number
@@ -74,9 +78,21 @@ def _copy_store(order: BackupOrder, target: Path) -> int:
         parts=tuple(entries),
         sealed_batch=order.sealed_batch,
         next_session_key=order.next_session_key,
+        deleted=tuple(order.deleted),
     )
     write_manifest(target, manifest)
     return copied + (target / RECORDS_NAME).stat().st_size
+
+
+def _bring_up_to_date(records: Path, order: BackupOrder) -> None:
+    """Fold what was sealed since the records were copied."""
+    tables = RecordTables(records)
+    since = tables.watermark
+    for path, fields in order.parts:
+        if PartEntry(**fields).last_batch > since:
+            tables.fold_part(PartFile(Path(path), 0), since)
+    tables.set_watermark(order.sealed_batch)
+    tables.close()
 
 
 def _copy_checked(source: Path, target: Path, sha256: str) -> None:

@@ -144,7 +144,7 @@ class LogKeeper:
             tables.keep_owners(list(newest.values()))
             tables.checkpoint()
 
-        await asyncio.wrap_future(self._records.run(work, after=frozen[-1].last_batch))
+        await asyncio.wrap_future(self._records.run(work, after=_last_batch(frozen)))
 
     def _copy(self, log: LogFile, work: Path) -> tuple[str, str]:
         """Another process cannot open a file that this one has open: it gets a copy."""
@@ -178,7 +178,7 @@ class LogKeeper:
             await self.change_manifest(
                 logs=tuple(number for number in self.manifest.logs if number not in numbers),
                 parts=(*self.manifest.parts, *((part[0],) if part else ())),
-                sealed_batch=frozen[-1].last_batch,
+                sealed_batch=max(self.manifest.sealed_batch, _last_batch(frozen)),
                 next_session_key=self._writer.next_session_key,
             )
         self._sources.change(
@@ -251,9 +251,11 @@ class LogKeeper:
         """Write the session to an archive; returns how many events it holds."""
         with self._folder.workspace() as work:
             sources = self._sources
-            parts, logs = await asyncio.wrap_future(
-                self._writer.between_groups(lambda: (sources().parts, sources().spans(grant.session_key)))
-            )
+            async with self._busy:  # else a part may go before it is pinned
+                parts, logs = await asyncio.wrap_future(
+                    self._writer.between_groups(lambda: (sources().parts, sources().spans(grant.session_key)))
+                )
+                pinned = [await self._in_thread(_pin, part.path, work) for part in parts]
             tail = await self._in_thread(_tail, logs, grant.session_key)
             await self._in_thread(write_tail, work / "tail", tail)
             link = await self._in_thread(_end_of, parts, logs, grant)
@@ -264,7 +266,7 @@ class LogKeeper:
                 epoch=grant.epoch,
                 last_seq=link[0],
                 digest=link[1].hex(),
-                parts=[await self._in_thread(_pin, part.path, work) for part in parts],
+                parts=pinned,
                 tail=str(work / "tail"),
                 artifacts=str(self._folder.artifacts_path),
             )
@@ -339,15 +341,17 @@ class LogKeeper:
 
     async def back_up(self, target: Path) -> int:
         """Copy the store as it is now to a folder; returns the bytes. Appends go on meanwhile."""
-        await self.freeze()
-        async with self._busy:
-            with self._folder.workspace() as work:
+        with self._folder.workspace() as work:
+            # The records first: what is sealed after them is folded into the copy, and nothing is in it that is not
+            # in the log.
+            records = await asyncio.wrap_future(self._records.run(lambda tables: tables.copy_to(work)))
+            await self.freeze()
+            async with self._busy:
                 manifest = self.manifest
                 parts = [
                     (await self._in_thread(_pin, self._folder.part_path(entry.number), work), asdict(entry))
                     for entry in manifest.parts
                 ]
-                records = await asyncio.wrap_future(self._records.run(lambda tables: tables.copy_to(work)))
                 order = BackupOrder(
                     target=str(target),
                     parts=parts,
@@ -355,10 +359,16 @@ class LogKeeper:
                     next_number=manifest.next_number,
                     sealed_batch=manifest.sealed_batch,
                     next_session_key=self._writer.next_session_key,
+                    deleted=manifest.deleted,
                     artifacts=str(self._folder.artifacts_path),
                 )
                 answer = await run_maintenance("backup", asdict(order))
         return answer["bytes"]
+
+
+def _last_batch(logs: Sequence[LogFile]) -> int:
+    """The newest batch in these files; 0 if they hold none."""
+    return max((log.last_batch for log in logs if log.contents.batch_count), default=0)
 
 
 def _fold_part(tables: RecordTables, part: PartFile) -> None:

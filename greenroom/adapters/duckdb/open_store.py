@@ -69,10 +69,12 @@ def open_store(path: Path, options: StoreOptions, callbacks: WriterCallbacks) ->
 def _wire(folder: StoreFolder, found: Found, options: StoreOptions, callbacks: WriterCallbacks) -> OpenStore:
     sources = CurrentSources(LogSources(found.parts, found.frozen, found.hot.file))
     logs = sources().logs
-    newest_batch = max([found.manifest.sealed_batch, *(log.last_batch for log in logs if log.contents.batch_count)])
+    in_logs = [log.last_batch for log in logs if log.contents.batch_count]
+    newest_batch = max([found.manifest.sealed_batch, *in_logs, *(entry.last_batch for entry in found.manifest.parts)])
     records = folder.open_records(
         lambda path: RecordThread(path, sources, lambda: writer.committed_batch, on_failed=callbacks.failed),
         found.manifest,
+        newest_batch,
     )
     writer = GroupCommit(
         found.hot,

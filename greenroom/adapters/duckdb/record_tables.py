@@ -24,6 +24,7 @@ from .chunks import SealedBatch
 from .duckdb_files import connect, first_row, remove_database, storage_error, sync_directory, sync_file, wal_of
 from .log_file import Grant
 from .log_rows import unpack_row
+from .part_file import PartFile
 
 _log = get_logger(__name__)
 
@@ -128,6 +129,15 @@ class RecordTables:
         """A copy of the file, whole, made while nothing changes it."""
         self._connection.execute("CHECKPOINT")
         return Path(shutil.copyfile(self._path, folder / self._path.name))
+
+    def fold_part(self, part: PartFile, since: int) -> None:
+        """Fold the batches of a part past that number, with the owners of their sessions."""
+        grants = part.grants()
+        self.keep_owners(grants)
+        for grant in grants:
+            newer = (batch for batch in part.session_batches(grant.session_key) if batch.batch_id > since)
+            while some := list(itertools.islice(newer, STEP_BATCHES)):
+                self._fold_all([(grant.session_id, batch) for batch in some], self.watermark)
 
     def take_in(self, grant: Grant, batches: Iterable[SealedBatch]) -> None:
         """Fold the log of a session that came from elsewhere."""

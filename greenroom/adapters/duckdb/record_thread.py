@@ -55,6 +55,7 @@ class RecordThread:
         self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._committed_at = 0.0
         self._nudged = threading.Event()
+        self._followed_to = 0
         self._ended = False
         self._thread = threading.Thread(target=self._main, name="greenroom-records", daemon=True)
 
@@ -114,7 +115,7 @@ class RecordThread:
 
     @property
     def _is_behind(self) -> bool:
-        return self.tables.watermark < self._committed_batch()
+        return max(self.tables.watermark, self._followed_to) < self._committed_batch()
 
     def _may_follow(self) -> bool:
         behind = self._committed_batch() - self.tables.watermark
@@ -132,7 +133,10 @@ class RecordThread:
             job.done.set_exception(exc if isinstance(exc, GreenroomError) else StorageError(str(exc)))
 
     def _step(self) -> bool:
+        committed = self._committed_batch()
         batches = self._sources().batches_from(self.tables.watermark + 1, STEP_BATCHES)
         if batches:
             self.tables.step(batches)
+        else:
+            self._followed_to = committed  # numbers set aside for what came from elsewhere have no batch in a log file
         return bool(batches)

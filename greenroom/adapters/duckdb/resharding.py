@@ -11,7 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from ...domain.errors import GreenroomError, StorageError
-from ...domain.sharding import shard_of
+from ...domain.sharding import MAX_SHARDS, shard_of
 from ..data_dir import record_shards, recorded_shards, store_folder
 from ..logs import get_logger, log_to_stderr
 from .event_store import DuckDBEventStore
@@ -21,8 +21,10 @@ _log = get_logger(__name__)
 
 async def reshard(data_dir: Path, shards: int) -> int:
     """Put every session where its id says; returns how many were moved. None is ever in no shard."""
-    before = recorded_shards(data_dir)
-    stores = [DuckDBEventStore(store_folder(data_dir, shard), on_fatal=_end) for shard in range(max(before, shards))]
+    record_shards(data_dir, recorded_shards(data_dir), moving=True)
+    folders = [store_folder(data_dir, shard) for shard in range(MAX_SHARDS)]
+    present = [shard for shard, folder in enumerate(folders) if shard < shards or folder.exists()]
+    stores = [DuckDBEventStore(folder, on_fatal=_end) for folder in folders[: max(present) + 1]]
     moved = 0
     try:
         for store in stores:

@@ -18,6 +18,7 @@ import msgpack
 
 from ...domain.errors import InvalidFormat, StorageFull, StorageReadFailed, StorageWriteFailed
 from ...domain.hash_chain import chain_start
+from ...domain.identifiers import SESSION_ID
 from .chunks import SealedBatch
 from .duckdb_files import sync_directory
 
@@ -110,6 +111,9 @@ class ArchiveReader:
             self.head = ArchiveHead(*fields[2])
         except TypeError as exc:
             raise self._refusal("its first item is not the head of an archive") from exc
+        kinds = tuple(type(value) for value in self.head)
+        self.require(kinds == (str, int, int, bytes, int), "its head is not well formed")
+        self.require(SESSION_ID.fullmatch(self.head.session_id) is not None, "it names no session")
 
     @property
     def chain_start(self) -> bytes:

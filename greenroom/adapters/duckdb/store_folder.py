@@ -164,17 +164,22 @@ class StoreFolder:
             recorder.close()
         return LogFile.open(path, number, checked.contents, writable=writable)
 
-    def open_records(self, opening: Callable[[Path], RecordThread], manifest: Manifest) -> RecordThread:
-        """The records, which must hold everything that was sealed: they cannot follow what is not in log files."""
+    def open_records(
+        self, opening: Callable[[Path], RecordThread], manifest: Manifest, newest_batch: int
+    ) -> RecordThread:
+        """The records, which must hold everything that was sealed, as they cannot follow what is not in log files, and
+        nothing that is not in the log."""
         try:
             records = opening(self.records_path)
         except StorageError as exc:
             if isinstance(exc, _NOT_DAMAGE):
                 raise
             raise self._keep_aside([self.records_path, wal_of(self.records_path)], [str(exc)]) from exc
-        if records.tables.watermark < manifest.sealed_batch:
+        watermark = records.tables.watermark
+        if not manifest.sealed_batch <= watermark <= newest_batch:
             problem = (
-                f"{self.records_path} ends at batch {records.tables.watermark}, and {manifest.sealed_batch} was sealed"
+                f"{self.records_path} ends at batch {watermark}, and the log was sealed up to {manifest.sealed_batch}"
+                f" and ends at {newest_batch}"
             )
             records.tables.close()
             raise self._keep_aside([self.records_path, wal_of(self.records_path)], [problem])
