@@ -38,7 +38,8 @@ READS = 3_000
 SMALL, LARGE, FULL = 10_000, 1_000_000, 10_000_000
 FILL_BATCH = 500
 
-_INTERFERENCE_S = 8.0
+_INTERFERENCE_S = 4.0
+_TURNS = 3
 _FSYNCS = 300
 
 
@@ -68,9 +69,10 @@ class StoreServer:
 
 
 @asynccontextmanager
-async def store_server(folder: Path) -> AsyncGenerator[StoreServer]:
+async def store_server(folder: Path, *flags: str) -> AsyncGenerator[StoreServer]:
+    await asyncio.to_thread(folder.mkdir, exist_ok=True)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.store_process", str(folder)),
+        *(sys.executable, "-m", "benchmarks.store_process", str(folder), *flags),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=1 << 24,
@@ -202,23 +204,23 @@ async def _reads(folder: Path, events: int) -> tuple[float, float, int]:
         return taken[len(taken) // 2], taken[int(len(taken) * 0.99)], await server.call("memory")
 
 
-async def _beside_export(folder: Path) -> tuple[list[Figure], dict[str, float]]:
+async def _beside_export(folder: Path) -> Figure:
     """Appends with and without an export that goes on meanwhile, in turns."""
     alone: list[Appends] = []
     beside: list[Appends] = []
     async with store_server(folder) as server:
         ends = await fill(server, 300_000, name="export")
         await server.call("compact")
-        for turn in range(3):
-            alone.append(await append_for(server, _INTERFERENCE_S / 3, writers=8, batch=16, name=f"alone{turn}"))
+        for turn in range(_TURNS):
+            alone.append(await append_for(server, _INTERFERENCE_S, writers=8, batch=16, name=f"alone{turn}"))
             exporting = asyncio.create_task(_export_on_and_on(server, list(ends), folder))
-            beside.append(await append_for(server, _INTERFERENCE_S / 3, writers=8, batch=16, name=f"beside{turn}"))
+            beside.append(await append_for(server, _INTERFERENCE_S, writers=8, batch=16, name=f"beside{turn}"))
             exporting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await exporting
     rates = [statistics.median([one.events_per_s for one in found]) for found in (beside, alone)]
     p99s = [statistics.median([one.quantile_ms(0.99) for one in found]) for found in (beside, alone)]
-    figure = Figure(
+    return Figure(
         name="appends beside a running export",
         value=rates[0],
         unit="events/s",
@@ -227,7 +229,6 @@ async def _beside_export(folder: Path) -> tuple[list[Figure], dict[str, float]]:
         bound=">= 0.8",
         note=f"p99 {p99s[0]:.1f} ms beside, {p99s[1]:.1f} ms without",
     )
-    return [figure], {}
 
 
 async def _export_on_and_on(server: StoreServer, names: list[str], folder: Path) -> None:
@@ -237,18 +238,26 @@ async def _export_on_and_on(server: StoreServer, names: list[str], folder: Path)
 
 
 async def _beside_sealing(folder: Path) -> list[Figure]:
-    """What rotation, sealing and merging do to appends: enough of them that log files fill again and again."""
-    async with store_server(folder) as server:
-        found = await append_for(server, _INTERFERENCE_S * 2, writers=8, batch=256, name="sealing")
+    """What rotation, sealing and merging put on appends: with them, and with one log file that is never full."""
+    added: dict[float, list[float]] = {0.999: [], 1.0: []}
+    notes: list[str] = []
+    for turn in range(_TURNS):
+        async with store_server(folder / f"sealing{turn}") as server:
+            sealing = await append_for(server, _INTERFERENCE_S, writers=8, batch=256, name="sealing")
+        async with store_server(folder / f"never{turn}", "--never-seal") as server:
+            never = await append_for(server, _INTERFERENCE_S, writers=8, batch=256, name="never")
+        for part, found in added.items():
+            found.append(sealing.quantile_ms(part) - never.quantile_ms(part))
+        notes.append(f"{sealing.events_per_s:,.0f} against {never.events_per_s:,.0f} events/s")
     return [
         Figure(
-            name=f"{what} of appends while log files are sealed",
-            value=found.quantile_ms(part),
+            name=f"what sealing adds to the {what} of appends",
+            value=statistics.median(added[part]),
             unit="ms",
             limit_name=f"{limit:.0f} ms",
             limit=limit,
             bound="<= 1",
-            note=f"{found.events_per_s:,.0f} events/s",
+            note="; ".join(notes),
         )
         for what, part, limit in (("p99.9", 0.999, 50.0), ("maximum", 1.0, 250.0))
     ]
@@ -259,11 +268,10 @@ async def measure(console: Console) -> list[Figure]:
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=Path.cwd()) as name:
         folder = Path(name)
-        for part in ("shapes", "sealing", "export", "small", "large", "full"):
-            (folder / part).mkdir()
+        (folder / "sealing").mkdir()
         console.print(await _shapes(folder / "shapes"))
         figures += await _beside_sealing(folder / "sealing")
-        figures += (await _beside_export(folder / "export"))[0]
+        figures.append(await _beside_export(folder / "export"))
         sizes = [(LARGE, "large")] + ([(FULL, "full")] if os.environ.get("BENCH_FULL") else [])
         small_p50, small_p99, _ = await _reads(folder / "small", SMALL)
         for events, place in sizes:

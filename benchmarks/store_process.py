@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from greenroom.adapters.duckdb import group_commit
 from greenroom.adapters.duckdb.event_store import DuckDBEventStore
 from greenroom.adapters.room_watch import resident_bytes
 from greenroom.adapters.socket_lane import SocketLaneServer
@@ -65,6 +66,8 @@ class StoreProcess:
 
 
 async def main() -> None:
+    if "--never-seal" in sys.argv:
+        group_commit.LOG_BYTES = group_commit.LOG_BATCHES = 1 << 40
     process = StoreProcess(Path(sys.argv[1]))
     await process.start()
     print(json.dumps({"ready": True}), flush=True)
