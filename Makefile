@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := greenroom tests benchmarks
 
-.PHONY: help install demo test check format lint types floors bench clean
+.PHONY: help install demo test check format lint types floors bench chaos-store clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -40,6 +40,9 @@ floors: install
 
 bench: install ## figures beside their limits; about six minutes
 	$(BIN)/python -m benchmarks
+
+chaos-store: install ## the event store under faults, with counts; about six minutes. FAULTS="--seed 7 flips" for some
+	$(BIN)/python -m tests.chaos $(FAULTS)
 
 clean: ## remove what was installed and built
 	rm -rf $(VENV) build dist *.egg-info

@@ -382,3 +382,98 @@ def test_down_ends_everything_that_up_started(tmp_path: Path) -> None:
     assert len(processes) > 2
     assert [process for process in processes if process.is_running()] == []
     assert "No runtime" in line.run("down").stdout
+
+
+# The whole life of data
+
+
+def session_of(line: CommandLine) -> str:
+    """A new session with one run in it."""
+    done = line.run("run", "--json", "a prompt to keep")
+    assert done.returncode == 0, done.stderr
+    return str(parsed(done.stdout)[0]["session_id"])
+
+
+def test_a_session_goes_out_and_comes_back_on_the_command_line(greenroom: CommandLine, tmp_path: Path) -> None:
+    session_id = session_of(greenroom)
+    before = greenroom.run("events", session_id, "--format", "jsonl").stdout
+    archive = tmp_path / "session.archive"
+
+    exported = greenroom.run("export", session_id, str(archive))
+    deleted = greenroom.run("delete", session_id)
+    compacted = greenroom.run("compact")
+    gone = greenroom.run("show", session_id)
+    imported = greenroom.run("import", str(archive))
+
+    assert (exported.returncode, exported.stdout) == (0, f"{archive}\n")
+    assert (deleted.returncode, deleted.stdout) == (0, "")
+    assert compacted.returncode == 0
+    assert gone.returncode == 1
+    assert "session_not_found" in gone.stderr
+    assert (imported.returncode, imported.stdout) == (0, f"{session_id}\n")
+    assert before == greenroom.run("events", session_id, "--format", "jsonl").stdout
+    verified = greenroom.run("verify", session_id)
+    assert verified.returncode == 0
+    assert "intact" in verified.stdout
+
+
+def test_a_file_that_is_no_archive_is_refused_on_one_line(greenroom: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "no.archive").write_text("this is no archive")
+
+    refused = greenroom.run("import", str(tmp_path / "no.archive"))
+
+    assert refused.returncode == 1
+    assert refused.stdout == ""
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_query_prints_rows_and_refuses_what_is_no_select(greenroom: CommandLine) -> None:
+    session_id = session_of(greenroom)
+    sql = f"SELECT status, count(*) AS n FROM runs WHERE session_id = '{session_id}' GROUP BY ALL"
+
+    as_table = greenroom.run("query", sql)
+    as_json = greenroom.run("query", sql, "--format", "jsonl")
+    refused = greenroom.run("query", "DROP TABLE runs")
+
+    assert as_table.stdout.split() == ["status", "n", "completed", "1"]
+    assert parsed(as_json.stdout) == [{"status": "completed", "n": 1}]
+    assert refused.returncode == 2
+    assert "validation_error" in refused.stderr
+
+
+def test_a_backup_is_restored_into_another_data_dir_and_never_over_one(greenroom: CommandLine, tmp_path: Path) -> None:
+    session_id = session_of(greenroom)
+
+    backed_up = greenroom.run("backup", str(tmp_path / "backup"))
+    other = CommandLine(tmp_path / "restored")
+    restored = other.run("restore", str(tmp_path / "backup"))
+    again = other.run("restore", str(tmp_path / "backup"))
+
+    assert backed_up.returncode == 0, backed_up.stderr
+    assert (restored.returncode, restored.stdout) == (0, f"{tmp_path / 'restored'}\n")
+    assert again.returncode == 1
+    assert "exists" in again.stderr
+    shown = other.run("verify", session_id)
+    assert shown.returncode == 0, shown.stderr
+    assert "intact" in shown.stdout
+
+
+def test_a_damaged_store_is_named_and_doctor_repairs_it(tmp_path: Path) -> None:
+    line = CommandLine(tmp_path / "data")
+    session_id = session_of(line)
+    heads = tmp_path / "data" / "store" / "log-000001.heads"
+    content = bytearray(heads.read_bytes())
+    content[200] ^= 1
+    heads.write_bytes(content)
+
+    refused = line.run("sessions")
+    repaired = line.run("doctor", "--repair")
+    verified = line.run("verify")
+
+    assert refused.returncode == 1
+    assert "log-000001.heads" in refused.stderr
+    assert "doctor --repair" in refused.stderr
+    assert repaired.returncode == 0, repaired.stderr
+    assert "nothing was lost" in repaired.stdout
+    assert verified.returncode == 0
+    assert session_id in verified.stdout

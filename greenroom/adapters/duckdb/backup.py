@@ -32,6 +32,8 @@ class BackupOrder:
     parts: Sequence[tuple[str, dict[str, Any]]]
     """Path and manifest entry of each part."""
     records: str
+    owners_up_to: int
+    """The newest batch that had been sealed when the records were copied: they know the owners of what was."""
     next_number: int
     sealed_batch: int
     next_session_key: int
@@ -89,7 +91,7 @@ def _bring_up_to_date(records: Path, order: BackupOrder) -> None:
     tables = RecordTables(records)
     since = tables.watermark
     for path, fields in order.parts:
-        if PartEntry(**fields).last_batch > since:
+        if PartEntry(**fields).last_batch > min(since, order.owners_up_to):
             tables.fold_part(PartFile(Path(path), 0), since)
     tables.set_watermark(order.sealed_batch)
     tables.close()

@@ -344,6 +344,7 @@ class LogKeeper:
         with self._folder.workspace() as work:
             # The records first: what is sealed after them is folded into the copy, and nothing is in it that is not
             # in the log.
+            owners_up_to = self.manifest.sealed_batch
             records = await asyncio.wrap_future(self._records.run(lambda tables: tables.copy_to(work)))
             await self.freeze()
             async with self._busy:
@@ -356,6 +357,7 @@ class LogKeeper:
                     target=str(target),
                     parts=parts,
                     records=str(records),
+                    owners_up_to=owners_up_to,
                     next_number=manifest.next_number,
                     sealed_batch=manifest.sealed_batch,
                     next_session_key=self._writer.next_session_key,
