@@ -133,16 +133,22 @@ class PartFile:
         with self._cursor() as cursor:
             chunks = cursor.execute(_CHUNKS, [session_key, after, up_to, types]).fetchall()
         chunks.sort()  # by first_seq; an ORDER BY takes DuckDB 0.2 ms more
-        return [batch for _, chunk in chunks for batch in self._unpack(chunk)]
+        return [batch for _, chunk in chunks for batch in self._unpack(session_key, chunk)]
 
-    def _unpack(self, chunk: bytes) -> list[SealedBatch]:
+    def _unpack(self, session_key: int, chunk: bytes) -> list[SealedBatch]:
         try:
-            return list(unpack_chunk(chunk))
-        except (zlib.error, ValueError) as exc:
-            raise StorageReadFailed(
-                f"{self.path} was changed since it was written ({exc}). Run `greenroom verify`.",
-                details={"path": str(self.path)},
-            ) from exc
+            found, batches = unpack_chunk(chunk)
+        except (zlib.error, ValueError, TypeError) as exc:
+            raise self._changed(str(exc)) from exc
+        if found != session_key:
+            raise self._changed(f"a chunk of session {found} lies where {session_key} is")
+        return batches
+
+    def _changed(self, problem: str) -> StorageReadFailed:
+        return StorageReadFailed(
+            f"{self.path} was changed since it was written ({problem}). Run `greenroom verify`.",
+            details={"path": str(self.path)},
+        )
 
     def newest_batches(self, session_key: int, limit: int) -> list[SealedBatch]:
         """The newest batches of the session, the newest first."""
@@ -151,7 +157,7 @@ class PartFile:
             return []
         with self._cursor() as cursor:
             chunks = cursor.execute(_NEWEST, [session_key, bounds[1] - limit]).fetchall()
-        newest = [batch for (chunk,) in chunks for batch in reversed(self._unpack(chunk))]
+        newest = [batch for (chunk,) in chunks for batch in reversed(self._unpack(session_key, chunk))]
         return newest[:limit]
 
 
@@ -160,5 +166,5 @@ def scan_part(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[int, Seal
     result = connection.execute(_ALL)
     while rows := result.fetchmany(64):
         for session_key, chunk in rows:
-            for batch in unpack_chunk(chunk):
+            for batch in unpack_chunk(chunk)[1]:
                 yield session_key, batch

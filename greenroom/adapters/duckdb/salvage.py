@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import zlib
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,12 +19,13 @@ import msgpack
 
 from ...domain.errors import GreenroomError
 from ...domain.hash_chain import chain_next, chain_start
-from .chunks import SealedBatch, lost_batch, unpack_chunk
+from .chunks import SealedBatch, batches_in, lost_batch, unpack_chunk
 from .duckdb_files import connect, heads_of, wal_of
 from .head_journal import Head, HeadKind, name_of, salvage_heads
 from .log_file import Grant, Link, SessionSpan, scan_rows
 from .log_rows import STAMP_BYTES, RowHeader
 
+_ZLIB_MAGIC = b"\x78\x01"  # at compression level 1
 _LARGEST_ROW = 64 * 1024 * 1024
 
 
@@ -258,8 +259,23 @@ def salvage_part(path: Path) -> Salvage:
     for session_key, chunk in _chunks(path, spans, salvage):
         chunks[session_key].append(chunk)
     for session_key, span in spans.items():
-        salvage.sessions[session_key] = _part_session(span, sorted(chunks[session_key], key=lambda one: one.first_seq))
+        salvage.sessions[session_key] = _part_session(span, chunks[session_key], {})
+    if any(session.lost for session in salvage.sessions.values()):
+        carved = _carved_chunks(path)
+        for session_key, span in spans.items():
+            salvage.sessions[session_key] = _part_session(span, chunks[session_key], carved.get(session_key, {}))
     return salvage
+
+
+def _add_carved(chain: "_Chain", carved: Mapping[int, list[SealedBatch]], wanted: tuple[int, bytes]) -> None:
+    """Fill the gap in front of what follows, if what was carved proves to be what was there."""
+    assert chain.session is not None, "it begins where its span begins"
+    end = chain.session.span
+    digest = end.digest
+    for batch in _bridge(carved, end.last_seq, digest, wanted):
+        header, following = batch.header, batch.next_digest(digest)
+        chain.add(batch, batch.batch_id, header.first_seq, header.last_seq, digest, following)
+        digest = following
 
 
 @dataclass(slots=True)
@@ -312,21 +328,56 @@ def _readable_chunks(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[in
         first += step
         step = min(step * 2, 2048)
         for session_key, first_seq, previous, chunk in rows:
-            with contextlib.suppress(zlib.error, ValueError):
-                yield session_key, _Chunk(first_seq, previous, list(unpack_chunk(chunk)))
+            with contextlib.suppress(zlib.error, ValueError, TypeError):
+                found, batches = unpack_chunk(chunk)
+                if found == session_key:
+                    yield session_key, _Chunk(first_seq, previous, batches)
 
 
-def _part_session(span: SessionSpan, chunks: Sequence[_Chunk]) -> SalvagedSession:
-    """Chunks that lead into each other, or to the end on record; between them what is missing."""
+def _carved_chunks(path: Path) -> dict[int, dict[int, list[SealedBatch]]]:
+    """Chunks that lie whole among the bytes of the file, whatever DuckDB says of it, by session and first seq."""
+    content = path.read_bytes() if path.exists() else b""
+    carved: dict[int, dict[int, list[SealedBatch]]] = defaultdict(dict)
+    start = content.find(_ZLIB_MAGIC)
+    while start >= 0:
+        unpacker = zlib.decompressobj()
+        with contextlib.suppress(zlib.error, ValueError, TypeError, StopIteration):
+            whole = unpacker.decompress(memoryview(content)[start : start + _LARGEST_ROW])
+            if unpacker.eof:
+                session_key, batches = batches_in(whole)
+                carved[session_key][batches[0].header.first_seq] = batches
+        start = content.find(_ZLIB_MAGIC, start + 1)
+    return carved
+
+
+def _bridge(
+    carved: Mapping[int, list[SealedBatch]], last_seq: int, digest: bytes, wanted: tuple[int, bytes]
+) -> list[SealedBatch]:
+    """Carved batches from behind last_seq up to the seq and digest that are wanted; none if they do not lead there."""
+    found: list[SealedBatch] = []
+    while last_seq < wanted[0] and last_seq + 1 in carved:
+        for batch in carved[last_seq + 1]:
+            found.append(batch)
+            last_seq, digest = batch.header.last_seq, batch.next_digest(digest)
+    return found if (last_seq, digest) == wanted else []
+
+
+def _part_session(
+    span: SessionSpan, chunks: Iterable[_Chunk], carved: Mapping[int, list[SealedBatch]]
+) -> SalvagedSession:
+    """Chunks that lead into each other, or to the end on record; between them what was carved, or what is missing."""
     chain = _Chain()
     chain.session = SalvagedSession(SessionSpan(span.first_seq, span.first_seq - 1, span.previous, span.previous))
+    chunks = sorted(chunks, key=lambda chunk: chunk.first_seq)
     for chunk in chunks:
+        _add_carved(chain, carved, (chunk.first_seq - 1, chunk.previous))
         digest = chunk.previous
         for batch in chunk.batches:
             following = batch.next_digest(digest)
             header = batch.header
             chain.add(batch, batch.batch_id, header.first_seq, header.last_seq, digest, following)
             digest = following
+    _add_carved(chain, carved, (span.last_seq, span.digest))
     end = chain.session.span
     if end.last_seq < span.last_seq:
         chain.add(

@@ -274,7 +274,12 @@ class _OpenChunk:
             return
         first_seq, last_seq = self._batches[0].header.first_seq, self._batches[-1].header.last_seq
         self._chunks.append_row(
-            self._session_key, first_seq, last_seq, self._types, self._previous, pack_chunk(self._batches)
+            self._session_key,
+            first_seq,
+            last_seq,
+            self._types,
+            self._previous,
+            pack_chunk(self._session_key, self._batches),
         )
         self._batches = []
         self._types = self._events = self._bytes = 0
