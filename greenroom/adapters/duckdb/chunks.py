@@ -67,7 +67,7 @@ def lost_batch(batch_id: int, first_seq: int, last_seq: int, digest: bytes) -> S
 
 
 def pack_chunk(session_key: int, batches: Sequence[SealedBatch]) -> bytes:
-    """A chunk that says whose it is, and ends with a checksum: the chain does not cover what is left of pruned batches."""
+    """A chunk that says whose it is, and ends with a checksum: the chain does not cover the rest of a pruned batch."""
     entries = [batch[:2] if batch.digest is None else tuple(batch) for batch in batches]
     return zlib.compress(msgpack.packb((session_key, entries)), COMPRESSION)  # its Adler-32 is checked when unpacked
 

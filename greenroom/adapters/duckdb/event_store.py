@@ -124,6 +124,8 @@ class DuckDBEventStore:
     async def close(self) -> None:
         """Commit what has arrived and close the files; nothing can be called after."""
         store, self._open = self._store, None
+        for task in self._tasks:
+            task.cancel()
         await store.keeper.close()
         await asyncio.to_thread(store.close)
         self._pool.shutdown()
@@ -159,7 +161,8 @@ class DuckDBEventStore:
         return await asyncio.wrap_future(self._store.writer.grant(session_id, owner))
 
     def _filling(self) -> None:
-        self._own(self._store.keeper.prepare())
+        if self._open is not None:
+            self._own(self._open.keeper.prepare_until_done())
 
     def _rotated(self) -> None:
         if self._open is not None:

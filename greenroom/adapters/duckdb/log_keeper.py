@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ...domain.errors import StorageError
+from ...domain.errors import GreenroomError
 from ...domain.hash_chain import chain_start
 from ...domain.part_merging import parts_to_merge
 from ..clock import now_us
@@ -33,6 +33,9 @@ from .session_transfer import AdoptOrder, ExportOrder, ImportOrder, write_tail
 from .store_folder import StoreFolder
 
 _log = get_logger(__name__)
+
+
+_PREPARE_RETRY_S = 2.0
 
 
 class LogKeeper:
@@ -81,6 +84,15 @@ class LogKeeper:
 
     # The file that is written to next
 
+    async def prepare_until_done(self) -> None:
+        """`prepare`, again and again while the disk refuses: the current file grows meanwhile."""
+        while True:
+            try:
+                return await self.prepare()
+            except (GreenroomError, OSError):
+                _log.exception("next_log_file_not_made", path=str(self._folder.path))
+            await asyncio.sleep(_PREPARE_RETRY_S)
+
     async def prepare(self) -> None:
         """Make the file that follows the current one, if it is not there yet."""
         async with self._manifest_lock:
@@ -115,7 +127,7 @@ class LogKeeper:
         try:
             while await self.seal() or await self.merge():
                 pass
-        except StorageError:
+        except (GreenroomError, OSError):
             _log.exception("sealing_failed", path=str(self._folder.path))  # the log files stay as they are, and serve
 
     async def seal(self) -> bool:

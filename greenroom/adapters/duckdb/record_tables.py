@@ -5,7 +5,7 @@ import json
 import shutil
 import threading
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -124,6 +124,16 @@ class RecordTables:
             sync_directory(self._path.parent)
             self._connection = connect(self._path)
             self._lookup = self._connection.cursor()
+
+    def reopen(self) -> None:
+        """Begin anew from the file: a commit that failed leaves a connection that can do nothing more."""
+        with self._lookup_lock:
+            self.close()
+            self._connection = connect(self._path)
+            self._lookup = self._connection.cursor()
+        row = first_row(self._connection, _WATERMARK)
+        self.watermark = row[0] if row else 0
+        self._open_runs.clear()
 
     def copy_to(self, folder: Path) -> Path:
         """A copy of the file, whole, made while nothing changes it."""
@@ -288,7 +298,8 @@ class RecordTables:
         try:
             yield
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            with suppress(duckdb.Error):  # where the commit itself failed there is nothing to roll back
+                self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
 

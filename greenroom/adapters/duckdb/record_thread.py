@@ -1,5 +1,6 @@
 """The thread that owns the records: it folds what was committed into them, and answers questions about them."""
 
+import contextlib
 import queue
 import threading
 import time
@@ -9,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...domain.errors import GreenroomError, StorageError
+import duckdb
+
+from ...domain.errors import GreenroomError, StorageError, StorageFull
 from ..logs import get_logger
+from .duckdb_files import storage_error
 from .log_file import Grant
 from .log_sources import CurrentSources
 from .record_tables import STEP_BATCHES, RecordTables
@@ -23,6 +27,7 @@ IDLE_S = 0.25
 MAX_BEHIND = 50_000
 """Batches that the records may lag behind; past that they follow while appends go on."""
 
+_FULL_RETRY_S = 1.0
 CHECKPOINT_WAL_BYTES = 8 * 1024 * 1024
 
 ResultT = TypeVar("ResultT")
@@ -56,6 +61,8 @@ class RecordThread:
         self._committed_at = 0.0
         self._nudged = threading.Event()
         self._followed_to = 0
+        self._retry_at = 0.0
+        self._path = path
         self._ended = False
         self._thread = threading.Thread(target=self._main, name="greenroom-records", daemon=True)
 
@@ -111,7 +118,8 @@ class RecordThread:
             if self._is_behind:  # committed while the flag was still up
                 self._nudged.set()
         elif self._may_follow():
-            self._step()
+            with contextlib.suppress(StorageFull):  # the log is what counts: the records follow when there is room
+                self._step()
 
     @property
     def _is_behind(self) -> bool:
@@ -119,20 +127,38 @@ class RecordThread:
 
     def _may_follow(self) -> bool:
         behind = self._committed_batch() - self.tables.watermark
-        return behind > MAX_BEHIND or time.monotonic() - self._committed_at >= IDLE_S
+        now = time.monotonic()
+        return now >= self._retry_at and (behind > MAX_BEHIND or now - self._committed_at >= IDLE_S)
 
     def _do(self, job: _Job) -> None:
-        while self.tables.watermark < job.after:
-            if not self._step():
-                break
         if job.done.cancelled():
             return
+        try:
+            while self.tables.watermark < job.after and self._step():
+                pass
+        except StorageFull as exc:
+            job.done.set_exception(exc)
+            return
+        except Exception as exc:
+            job.done.set_exception(StorageError(f"The records cannot follow the log: {exc}"))
+            raise
         try:
             job.done.set_result(job.work(self.tables))
         except Exception as exc:  # noqa: BLE001  handed on: the asker gets it
             job.done.set_exception(exc if isinstance(exc, GreenroomError) else StorageError(str(exc)))
 
     def _step(self) -> bool:
+        try:
+            return self._follow()
+        except duckdb.Error as exc:
+            error = storage_error(exc, self._path)
+            if not isinstance(error, StorageFull):
+                raise
+            self.tables.reopen()
+            self._retry_at = time.monotonic() + _FULL_RETRY_S
+            raise error from exc
+
+    def _follow(self) -> bool:
         committed = self._committed_batch()
         batches = self._sources().batches_from(self.tables.watermark + 1, STEP_BATCHES)
         if batches:
