@@ -45,8 +45,10 @@ class EventSelection:
     with ResyncRequired, which names the lowest seq that there is. Nothing is left out in silence.
     """
 
-    def __init__(self, query: EventQuery) -> None:
+    def __init__(self, query: EventQuery, *, up_to: int | None = None) -> None:
+        """`up_to` is the last seq that anybody was told of: what is committed and not told yet is left out."""
         self._query = query
+        self._up_to = up_to
         self._mask = mask_of(query.types) if query.types is not None else EVERY_TYPE
         self._left = query.limit
         self._next_seq = query.after + 1
@@ -70,11 +72,14 @@ class EventSelection:
                 return
             if batch.last_seq <= self._query.after:
                 continue
+            if self._up_to is not None and batch.first_seq > self._up_to:
+                return
             if self._query.before is not None and batch.first_seq >= self._query.before:
+                self._missing = False  # all that is left of the window is gone, and nothing after it was asked for
                 return
             if self._query.types is not None:  # batches without those types may have been left out before this one
                 self._next_seq = max(self._next_seq, batch.first_seq)
-            if (self._minds_gaps or batch.is_lost) and not self._is_whole(batch):
+            if (self._minds_gaps or batch.is_lost or self._missing) and not self._is_whole(batch):
                 self._take_up_to_gap(batch)
                 continue
             self._next_seq = batch.last_seq + 1
@@ -121,6 +126,7 @@ class EventSelection:
     def _resync(self, lowest_seq: int) -> None:
         before = self._query.before
         if before is not None and lowest_seq >= before:
+            self._missing, self._left = False, 0
             return
         raise ResyncRequired(
             f"Events after seq {self._query.after} were pruned; the lowest one there is has seq {lowest_seq}. Go on"

@@ -6,8 +6,8 @@ FANOUT = 6
 """Neighbours of one tier that are merged into one of the next; at most this many less one stay per tier."""
 
 FIRST_TIER_BYTES = 16 * 1024 * 1024
-LARGEST_BYTES = 2 * 1024 * 1024 * 1024
-"""A part of this size is not merged any more: rewriting it, as deleting a session does, stays a matter of minutes."""
+LARGEST_BYTES = FIRST_TIER_BYTES * FANOUT**3
+"""No part is made larger than this (3.4 GiB): rewriting one, as deleting a session does, stays a matter of minutes."""
 
 
 def tier_of(size: int) -> int:
@@ -22,11 +22,24 @@ def parts_to_merge(sizes: Sequence[int]) -> range | None:
     """Places of neighbours to merge, of parts with these sizes in bytes, oldest first; None if all is well."""
     end = len(sizes)
     while end > 0:
-        tier, start, total = tier_of(sizes[end - 1]), end, 0
-        while start > 0 and tier_of(sizes[start - 1]) <= tier and total + sizes[start - 1] <= LARGEST_BYTES:
+        tier, start = tier_of(sizes[end - 1]), end
+        while start > 0 and tier_of(sizes[start - 1]) <= tier:
             start -= 1
-            total += sizes[start]
         if end - start >= FANOUT:
-            return range(start, end)
+            fitting = _fitting(sizes, start, end)
+            if fitting is not None:
+                return fitting
         end = min(start, end - 1)
+    return None
+
+
+def _fitting(sizes: Sequence[int], start: int, end: int) -> range | None:
+    """As many neighbours from the oldest on as fit into one part; None if no two of them do."""
+    for first in range(start, end - 1):
+        stop, total = first, 0
+        while stop < end and total + sizes[stop] <= LARGEST_BYTES:
+            total += sizes[stop]
+            stop += 1
+        if stop - first > 1:
+            return range(first, stop)
     return None

@@ -27,6 +27,9 @@ FAULTS: Mapping[str, tuple[Callable[[Path, random.Random, Tally, int], None], in
 }
 """What there is, with the rounds of a whole run and of a quick one."""
 
+_MEMORY = "/dev/shm"
+"""Where the stores are kept: no fault here depends on a disk, and most of the time would go into waiting for it."""
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
@@ -43,7 +46,7 @@ def main() -> int:
     console = Console(width=140, soft_wrap=True)
     console.print(f"seed {seed}")
     tally = Tally()
-    base = Path(tempfile.mkdtemp(prefix="chaos-"))
+    base = Path(tempfile.mkdtemp(prefix="chaos-", dir=_MEMORY if Path(_MEMORY).is_dir() else None))
     try:
         for name in given.faults or FAULTS:
             work, rounds, few = FAULTS[name]

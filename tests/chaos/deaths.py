@@ -7,7 +7,6 @@ from pathlib import Path
 
 from .faulty_files import Faults
 from .lives import Life, Lives
-from .looking import Verdict
 from .tally import Tally
 
 _ORPHANS_END_S = 0.3
@@ -27,7 +26,7 @@ def kill(base: Path, dice: random.Random, tally: Tally, rounds: int) -> None:
         time.sleep(_ORPHANS_END_S)
         target = how if life.trace.killed or how == "at a moment" else "at a moment"
         verdict = lives.judged(probe=number == rounds - 1)
-        tally.settle("kill", target, verdict.outcome, _must_open(verdict))
+        tally.settle("kill", target, verdict.outcome, verdict.of_a_crash())
     tally.acknowledged += lives.acknowledged
 
 
@@ -53,7 +52,7 @@ def torn(base: Path, dice: random.Random, tally: Tally, rounds: int) -> None:
         time.sleep(_ORPHANS_END_S)
         changed = life.trace.lose_power(lives.folder, dice, how=how)
         verdict = lives.judged(probe=number == rounds - 1)
-        problems = _must_open(verdict, f"of {changed}") if how == "cut" or not changed else verdict.problems
+        problems = verdict.of_a_crash(f" of {changed}") if how == "cut" or not changed else verdict.problems
         target = f"unsynced tail: {how}" if changed else "nothing was unsynced"
         tally.settle("torn", target, verdict.outcome, problems)
     tally.acknowledged += lives.acknowledged
@@ -84,12 +83,5 @@ def fsync(base: Path, dice: random.Random, tally: Tally, rounds: int) -> None:
         what = {"s": "fsync", "w": "write", "n": "rename, unlink, truncate"}[kinds]
         target = f"{what}: {ends}" if life.trace.failed else "nothing failed in time"
         verdict = lives.judged(probe=number == rounds - 1)
-        tally.settle("fsync", target, verdict.outcome, _must_open(verdict))
+        tally.settle("fsync", target, verdict.outcome, verdict.of_a_crash())
     tally.acknowledged += lives.acknowledged
-
-
-def _must_open(verdict: Verdict, what: str = "") -> tuple[str, ...]:
-    """The problems; what a crash may leave must open without repair."""
-    if verdict.is_whole or verdict.problems:
-        return verdict.problems
-    return (f"what a crash may leave {what} does not open: {verdict.outcome} ({verdict.refusal})",)

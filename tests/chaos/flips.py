@@ -47,11 +47,10 @@ def _each(base: Path, dice: random.Random, tally: Tally, rounds: int, fault: str
     for number in range(rounds):
         kind, index = targets[number % len(targets)]
         lives = stores[index]
-        work = base / f"{fault}-work"
-        shutil.rmtree(work, ignore_errors=True)
+        work = base / f"{fault}-{number}"  # never the same path: DuckDB may still have an abandoned one open
         shutil.copytree(lives.folder, work)
         file = dice.choice(_by_kind(work)[kind])
-        content = file.read_bytes()
+        content = bytearray(file.read_bytes())
         damaged = damage(bytearray(content), dice)
         stat = file.stat()
         file.write_bytes(damaged)
@@ -67,6 +66,7 @@ def _each(base: Path, dice: random.Random, tally: Tally, rounds: int, fault: str
             problems.append("something is lost, though it was in other files")
         where = f"{file.name} at {place} of {len(content)}, now {len(damaged)}"
         tally.settle(fault, kind, verdict.outcome, [f"{where}: {problem}" for problem in problems])
+        shutil.rmtree(work)
 
 
 def _made(base: Path, dice: random.Random, *, closes: bool) -> Lives:

@@ -76,7 +76,7 @@ def _round(mount: Path, dice: random.Random, tally: Tally, number: int) -> None:
     was_fatal = lives.ledger.was_fatal
     verdict = lives.judged(probe=True)
     tally.acknowledged += lives.acknowledged
-    problems = list(verdict.problems)
+    problems = list(verdict.of_a_crash())
     if not (opened and stopped):
         problems.append("it did not open, or never filled")
     if not resumed and not was_fatal:

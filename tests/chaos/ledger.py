@@ -1,4 +1,4 @@
-"""What was asked of a store and what it acknowledged, written down outside it; and how that compares with what it has."""
+"""What was asked of a store and what it acknowledged, written down outside it; how that compares with what it has."""
 
 import itertools
 import os

@@ -8,12 +8,15 @@ from pathlib import Path
 from greenroom.adapters.direct_lane import DirectStore
 from greenroom.adapters.duckdb.repair import repair_store
 from greenroom.adapters.event_log_client import EventLogClient
+from greenroom.adapters.store_options import StoreOptions
 from greenroom.domain.errors import GreenroomError, InvalidCursor, ResyncRequired, SessionNotFound
 from greenroom.domain.event import Event, EventType
 from greenroom.domain.event_log import EventQuery
 
 from ..conformance.event_log_suite import Writer, event as plain_event
 from .ledger import Ledger
+
+PATIENCE_S = 60
 
 
 @dataclass(slots=True)
@@ -33,21 +36,35 @@ async def look(
     """Read and verify the sessions; GreenroomError if the store does not open. With `seals` wait until everything that
     waits is sealed; with `probe` append one event to each, which must come behind everything that `known` knows of."""
     found = Look()
-    store = DirectStore(folder, on_fatal=lambda exc: found.problems.append(f"the writer failed: {exc!r}"))
+    fatal: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+    store = DirectStore(
+        folder,
+        StoreOptions(min_free_bytes=0, reserve_bytes=0),
+        on_fatal=lambda exc: None if fatal.done() else fatal.set_result(exc),
+    )
     await store.open()
-    client = EventLogClient(store)
-    try:
-        if seals:
-            await store._store.keeper.seal()  # pyright: ignore[reportPrivateUsage]
-        for name in sorted(names):
-            await _read_session(store, client, name, found)
-        if probe:
-            for name in sorted(found.events):
-                await _append(client, name, found, known)
-    finally:
-        await client.aclose()
+    looking = asyncio.create_task(_look(store, names, found, known if probe else None, seals=seals))
+    await asyncio.wait((looking, fatal), timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+    if looking.done() and not fatal.done():
+        looking.result()
         await store.close()
+        return found
+    looking.cancel()
+    why = f"it would have ended its process: {fatal.result()}" if fatal.done() else "it does not answer any more"
+    found.problems.append(f"the store is out of service: {why}")
+    store._store.folder.release()  # pyright: ignore[reportPrivateUsage]  its threads are dead, and closing waits for them
     return found
+
+
+async def _look(store: DirectStore, names: Iterable[str], found: Look, known: Ledger | None, *, seals: bool) -> None:
+    client = EventLogClient(store)
+    if seals:
+        await store._store.keeper.seal()  # pyright: ignore[reportPrivateUsage]
+    for name in sorted(names):
+        await _read_session(store, client, name, found)
+    for name in sorted(found.events) if known is not None else ():
+        await _append(client, name, found, known)
+    await client.aclose()
 
 
 async def _read_session(store: DirectStore, client: EventLogClient, name: str, found: Look) -> None:
@@ -125,6 +142,12 @@ class Verdict:
     def is_whole(self) -> bool:
         return self.outcome == OPENED
 
+    def of_a_crash(self, left: str = "") -> tuple[str, ...]:
+        """The problems, if nothing but a crash came before: what that leaves opens without repair."""
+        if self.is_whole or self.problems:
+            return self.problems
+        return (f"what a crash left{left} does not open: {self.refusal}",)
+
 
 OPENED = "opened, all there"
 RECOVERED = "refused, all recovered by repair"
@@ -176,8 +199,7 @@ def _judged(
                  if name not in compared.missing]  # fmt: skip
     problems += [f"{name} verifies, though some of it is lost" for name in lost.keys() - found.unverified.keys()
                  if name in found.events]  # fmt: skip
-    if not unsaid:
-        problems += found.problems
+    problems += [problem for problem in found.problems if not unsaid or "out of service" in problem]
     return Verdict(_outcome(compared.missing_count, reported, unsaid), tuple(problems), found.events)
 
 

@@ -145,7 +145,7 @@ class _Life:
 
     async def _delete(self, name: str) -> None:
         self._ledger.note("deleting", name)
-        with contextlib.suppress(GreenroomError):
+        with contextlib.suppress(GreenroomError, OSError):
             await self._store.delete_session(name)
             self._ledger.note("deleted", name)
 
@@ -160,7 +160,7 @@ class _Life:
                     await self._store._store.keeper.freeze()  # pyright: ignore[reportPrivateUsage]
                 else:
                     await self._verify(f"ses_{self._random.randrange(self._order.sessions)}")
-            except GreenroomError as exc:
+            except (GreenroomError, OSError) as exc:
                 self._note_full(exc)
 
     async def _verify(self, name: str) -> None:
@@ -168,7 +168,7 @@ class _Life:
         if not found.ok:
             self._ledger.note("problem", f"{name} does not verify while it is open: {found.problems[0]}")
 
-    def _note_full(self, exc: GreenroomError) -> None:
+    def _note_full(self, exc: Exception) -> None:
         if isinstance(exc, StorageFull):
             self._ledger.note("full")
 

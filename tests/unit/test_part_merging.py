@@ -132,10 +132,6 @@ def test_parts_as_large_as_a_tier_are_rewritten_once_for_each_tier(count: int) -
     assert max(folder.rewrites.values(), default=0) <= 1 + math.ceil(math.log(count, FANOUT))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="parts of 341 to 576 MiB are one tier of which six never fit into the largest part: they are never merged",
-)
 def test_a_long_log_has_less_than_the_fanout_in_each_tier_below_the_largest_parts() -> None:
     folder = filled([10 * MIB] * 1_000)
 

@@ -87,12 +87,20 @@ def _copy_store(order: BackupOrder, target: Path) -> int:
 
 
 def _bring_up_to_date(records: Path, order: BackupOrder) -> None:
-    """Fold what was sealed since the records were copied."""
+    """Fold the sessions of which something was sealed since the records were copied anew, whole: of what came from
+    elsewhere, numbers do not tell whether the records have it."""
     tables = RecordTables(records)
-    since = tables.watermark
-    for path, fields in order.parts:
-        if PartEntry(**fields).last_batch > min(since, order.owners_up_to):
-            tables.fold_part(PartFile(Path(path), 0), since)
+    since = min(tables.watermark, order.owners_up_to)
+    parts = [PartFile(Path(path), 0) for path, _ in order.parts]
+    touched = {
+        grant.session_key: grant
+        for part, (_, fields) in zip(parts, order.parts, strict=True)
+        if PartEntry(**fields).last_batch > since
+        for grant in part.grants()
+    }
+    for grant in touched.values():
+        if grant.session_key not in order.deleted:
+            tables.take_in(grant, (batch for part in parts for batch in part.session_batches(grant.session_key)))
     tables.set_watermark(order.sealed_batch)
     tables.close()
 
@@ -157,6 +165,17 @@ def restore_store(backup: Path, target: Path) -> None:
             raise StorageReadFailed(f"{path} is not what was backed up.", details={"path": str(path)})
     scratch = target.with_name(target.name + ".partial")
     shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        _copy_proven(backup, scratch)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    scratch.rename(target)
+    sync_directory(target.absolute().parent)
+
+
+def _copy_proven(backup: Path, scratch: Path) -> None:
+    """Copy it, and open the copy to see that it does."""
     scratch.mkdir(parents=True, mode=0o700)
     for path in sorted(backup.iterdir()):
         if path.is_file():
@@ -164,11 +183,15 @@ def restore_store(backup: Path, target: Path) -> None:
     _copy_artifacts(backup / ARTIFACTS_NAME, scratch / ARTIFACTS_NAME)
     folder = StoreFolder(scratch)
     try:
-        opened = folder.open()  # proves that it opens before it is put in its place
+        opened = folder.open()
         for file in (*opened.parts, *opened.frozen, opened.hot.file):
             file.close()
         opened.hot.journal.close()
+        tables = RecordTables(folder.records_path)
+        tables.close()
+        if tables.watermark != opened.manifest.sealed_batch:
+            raise StorageReadFailed(
+                f"{backup / RECORDS_NAME} is not what was backed up.", details={"path": str(backup)}
+            )
     finally:
         folder.release()
-    scratch.rename(target)
-    sync_directory(target.absolute().parent)

@@ -6,10 +6,13 @@ from typing import NamedTuple
 
 import msgpack
 
+from ...domain.event import EventType, NewEvent
 from ...domain.hash_chain import chain_next
 from ..event_codec import split_events
 from ..event_selection import EVERY_TYPE, PRUNED_TYPES, StoredBatch
 from .log_rows import RowHeader, batch_id_of, pack_row, row_of, unpack_row
+
+_TYPE = NewEvent._fields.index("type")
 
 CHUNK_EVENTS = 64
 CHUNK_BYTES = 32 * 1024
@@ -99,6 +102,11 @@ def pruned(batch: SealedBatch, previous: bytes, keep: Sequence[bool]) -> SealedB
         left.append(seq)
         parts.append(payload[start:end])
         offset += end - start
-    reduced = header._replace(records=tuple(records), types=header.types & ~PRUNED_TYPES)
+    streamed_is_left = any(
+        keeping and fields[_TYPE] == EventType.MESSAGE_STREAMED
+        for keeping, (_, _, fields) in zip(keep, split_events(payload), strict=True)
+    )
+    types = header.types if streamed_is_left else header.types & ~PRUNED_TYPES
+    reduced = header._replace(records=tuple(records), types=types)
     row = pack_row(reduced, b"".join(parts))
     return SealedBatch(batch.batch_id, row, batch.next_digest(previous), tuple(left))

@@ -74,6 +74,7 @@ class DuckDBEventStore:
         self._pool = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="greenroom-reader")
         self._open: OpenStore | None = None
         self._desk: QueryDesk | None = None
+        self._leaving: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -87,8 +88,12 @@ class DuckDBEventStore:
         )
         self._open = await asyncio.to_thread(open_store, self.path, self.options, callbacks)
         self._desk = QueryDesk(self._open, timeout_s=self.options.query_timeout_s)
-        await self._finish_deletions()
-        await self._open.keeper.finish_taking_in()
+        try:
+            await self._finish_deletions()
+            await self._open.keeper.finish_taking_in()
+        except BaseException:
+            await self.close()
+            raise
         self._open.keeper.tidy_soon()
 
     async def _finish_deletions(self) -> None:
@@ -124,8 +129,6 @@ class DuckDBEventStore:
     async def close(self) -> None:
         """Commit what has arrived and close the files; nothing can be called after."""
         store, self._open = self._store, None
-        for task in self._tasks:
-            task.cancel()
         await store.keeper.close()
         await asyncio.to_thread(store.close)
         self._pool.shutdown()
@@ -202,7 +205,7 @@ class DuckDBEventStore:
                     f"after is {query.after}, but the log of {session_id} ends at seq {last_seq}.",
                     details={"field": "after", "last_seq": last_seq},
                 )
-            slabs = await self._select(session_id, session_key, query)
+            slabs = await self._select(session_id, session_key, query, last_seq)
             left_s = deadline - self._loop.time()
             if slabs or left_s <= 0 or (query.before is not None and last_seq >= query.before - 1):
                 return slabs
@@ -211,17 +214,23 @@ class DuckDBEventStore:
     async def _end(self, session_id: str) -> tuple[int, int]:
         known = self._ends.get(session_id)
         if known is None:
+            self._refuse_leaving(session_id)
             located = await self._in_reader(self._store.locate, session_id)
             if located is None:
                 raise SessionNotFound(details={"session_id": session_id})
             known = self._ends.get(session_id)  # a commit may have come while the reader looked
             if known is None:
+                self._refuse_leaving(session_id)
                 self._know(session_id, *located)
                 return located
         return known
 
-    async def _select(self, session_id: str, session_key: int, query: EventQuery) -> list[Slab]:
-        selection = EventSelection(query)
+    def _refuse_leaving(self, session_id: str) -> None:
+        if session_id in self._leaving:
+            raise SessionNotFound(details={"session_id": session_id})
+
+    async def _select(self, session_id: str, session_key: int, query: EventQuery, last_seq: int) -> list[Slab]:
+        selection = EventSelection(query, up_to=last_seq)
         recent = self._recent.after(session_id, query.after)
         if recent is not None:
             selection.add(recent)
@@ -358,10 +367,8 @@ class DuckDBEventStore:
     async def verify_session(self, session_id: str) -> Verification:
         """Read everything of the session from the files, and compare it with its chain. SessionNotFound."""
         session_key, last_seq = await self._end(session_id)
-        sources, artifacts = self._store.sources, self._store.artifacts
-        parts, logs = await asyncio.wrap_future(
-            self._store.writer.between_groups(lambda: (sources().parts, sources().spans(session_key)))
-        )
+        artifacts = self._store.artifacts
+        parts, logs = await asyncio.wrap_future(self._store.keeper.look_at(session_key))
         return await self._in_reader(verify_session, session_id, session_key, last_seq, artifacts, parts, logs)
 
     async def delete_session(self, session_id: str) -> None:
@@ -371,11 +378,15 @@ class DuckDBEventStore:
         session_key = await asyncio.wrap_future(store.writer.forget(session_id))
         if session_key is None:
             raise SessionNotFound(details={"session_id": session_id})
-        await store.keeper.delete(session_key)
-        self._ends.pop(session_id, None)
-        self._recent.forget(session_id)
-        await self._forget_traces(session_id)
-        self._query.forget(session_id)
+        self._leaving.add(session_id)
+        try:
+            await store.keeper.delete(session_key)
+            self._ends.pop(session_id, None)
+            self._recent.forget(session_id)
+            await self._forget_traces(session_id)
+            self._query.forget(session_id)
+        finally:
+            self._leaving.discard(session_id)
         await asyncio.wrap_future(store.writer.forgotten(session_id))
         self._wake(session_id)
 
@@ -403,13 +414,16 @@ class DuckDBEventStore:
         """Take in the session of an archive; returns its id. InvalidFormat if it is not whole, AlreadyExists if there
         is a session of that name; then nothing was changed."""
         head = await asyncio.to_thread(read_head, path)
-        if await self._in_reader(self._store.grant, head.session_id) is not None:
+        if not await asyncio.wrap_future(self._store.writer.reserve(head.session_id)):
             raise AlreadyExists(
                 f"There is a session {head.session_id} here already; delete it first, or import elsewhere.",
                 details={"session_id": head.session_id},
             )
-        await self._store.keeper.import_(path)
-        self._query.rebuild()
+        try:
+            await self._store.keeper.import_(path)
+            self._query.rebuild()
+        finally:
+            await asyncio.wrap_future(self._store.writer.forgotten(head.session_id))
         return head.session_id
 
     async def session_ids(self) -> list[str]:

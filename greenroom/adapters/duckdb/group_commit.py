@@ -100,7 +100,8 @@ class _Unrecorded(NamedTuple):
     journal: HeadJournal
     records: bytes
     group: CommittedGroup
-    granted: "list[tuple[Future[Ownership], Ownership]]"
+    granted: "list[tuple[Future[Any], Any]]"
+    """Whom else to tell, and what."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +146,7 @@ class GroupCommit:
         self._next_session_key = next_session_key
         self._callbacks = callbacks
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
-        self._unrecorded: queue.Queue[_Unrecorded | HeadJournal | None] = queue.Queue(MAX_UNRECORDED_GROUPS)
+        self._unrecorded: queue.Queue[_Unrecorded | OpenLog | None] = queue.Queue(MAX_UNRECORDED_GROUPS)
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
         self._leaving: set[str] = set()
         self._room_watch = room_watch
@@ -189,10 +190,16 @@ class GroupCommit:
     def forget(self, session_id: str) -> "Future[int | None]":
         """Know the session no more: nobody can write it from now on, or own it until `forgotten`. Gives its key, if
         there was one."""
-        return self.between_groups(lambda: self._forget(session_id))
+        forgotten: Future[int | None] = Future()
+        self.between_groups(lambda: self._forget(session_id, forgotten))
+        return forgotten
+
+    def reserve(self, session_id: str) -> "Future[bool]":
+        """Keep the name for a session that comes from elsewhere, until `forgotten`; False if there is one already."""
+        return self.between_groups(lambda: self._reserve(session_id))
 
     def forgotten(self, session_id: str) -> "Future[None]":
-        """No trace of the session is left that a new one of the same name could take for its own."""
+        """The name is free again: no trace is left that a new session could take for its own, or all is there."""
         return self.between_groups(lambda: self._leaving.discard(session_id))
 
     def look_for_room(self) -> bool:
@@ -210,6 +217,11 @@ class GroupCommit:
     def prepare(self, log: OpenLog) -> None:
         """The file to turn to when the current one is full; the manifest names it already."""
         self._prepared = log
+
+    @property
+    def has_prepared(self) -> bool:
+        """Whether there is a file to turn to."""
+        return self._prepared is not None
 
     def rotate(self) -> "Future[bool]":
         """Turn to the prepared file now, if the current one holds anything; True if it did."""
@@ -294,19 +306,15 @@ class GroupCommit:
     def _refuse_all(self, grants: Sequence[_Grant], appends: Sequence[_Append]) -> None:
         """Nothing was changed: whoever asked may ask again when there is room."""
         for grant in grants:
-            grant.granted.set_exception(StorageFull())
+            fail(grant.granted, StorageFull())
         refusal = AppendAnswer(AppendStatus.STORAGE_FULL, 0, 0)
         answers = [(append.answer, [refusal] * len(append.entries)) for append in appends]
         self._unrecorded.put(_Unrecorded(self._journal, b"", CommittedGroup([], answers), []))
 
     def _refuse_leaving(self, grant: _Grant) -> bool:
         if grant.session_id in self._leaving:
-            grant.granted.set_exception(
-                InvalidOperation(
-                    f"Session {grant.session_id} is being deleted; try again when it is.",
-                    details={"session_id": grant.session_id},
-                )
-            )
+            message = f"Session {grant.session_id} is being deleted or imported; try again when it is."
+            fail(grant.granted, InvalidOperation(message, details={"session_id": grant.session_id}))
         return grant.session_id in self._leaving
 
     def _place_grant(self, grant: _Grant, now: int, records: list[bytes]) -> Ownership:
@@ -336,6 +344,7 @@ class GroupCommit:
                 if entry.session_id not in self._log.contents.grants:
                     # So that each file can be read without the others.
                     records.append(self._log.append_grant(session.grant))
+                    records.append(grant_head(head.session_key, head.epoch, head.last_seq))
                 header = header_of(head.epoch, entry.batch_number, first_seq, recorded_at_us, batch)
                 row = stamped_row(self._next_batch, header, batch.payload)
                 self._next_batch += 1
@@ -385,17 +394,19 @@ class GroupCommit:
         if len(self._sessions) > MAX_HEADS:
             self._sessions.popitem(last=False)
 
-    def _forget(self, session_id: str) -> int | None:
+    def _forget(self, session_id: str, forgotten: "Future[int | None]") -> None:
+        """Answered when everything before it was recorded and told."""
         session = self._session(session_id)
         if session is None:
-            return None
+            settle(forgotten, None)
+            return
         self._leaving.add(session_id)
-        record = deleted_head(session.head.session_key)
-        self._unrecorded.put(_Unrecorded(self._journal, record, CommittedGroup([], []), []))
         del self._sessions[session_id]
         for log in self._sources().logs:
             log.contents.forget(session.head.session_key)
-        return session.head.session_key
+        record = deleted_head(session.head.session_key)
+        told = [(forgotten, session.head.session_key)]
+        self._unrecorded.put(_Unrecorded(self._journal, record, CommittedGroup([], []), told))
 
     def _set_aside(self, sessions: int, batches: int) -> tuple[int, int]:
         contents = self._log.contents
@@ -409,6 +420,12 @@ class GroupCommit:
         contents.first_batch = self._next_batch
         return session_key, first_batch
 
+    def _reserve(self, session_id: str) -> bool:
+        if session_id in self._leaving or self._session(session_id) is not None:
+            return False
+        self._leaving.add(session_id)
+        return True
+
     def _rotate_when_full(self) -> None:
         contents = self._log.contents
         fullness = max(contents.byte_count / LOG_BYTES, contents.batch_count / LOG_BATCHES)
@@ -421,7 +438,8 @@ class GroupCommit:
     def _rotate(self) -> bool:
         if self._prepared is None or self._log.contents.is_empty:
             return False
-        self._unrecorded.put(self._journal)
+        self._log.is_recorded = False
+        self._unrecorded.put(OpenLog(self._log, self._journal))
         (self._log, self._journal), self._prepared = self._prepared, None
         self._asked_to_prepare = False
         self._log.contents.first_batch = self._next_batch
@@ -439,35 +457,50 @@ class GroupCommit:
             ended = None in waiting
             self._record_all([item for item in waiting if item is not None])
 
-    def _record_all(self, waiting: Sequence[_Unrecorded | HeadJournal]) -> None:
+    def _record_all(self, waiting: Sequence[_Unrecorded | OpenLog]) -> None:
         """One write for all that belongs to one journal; then they are told."""
         start = 0
         for end in range(1, len(waiting) + 1):
             item = waiting[end - 1]
-            if isinstance(item, HeadJournal):
+            if isinstance(item, OpenLog):
                 self._record_groups(waiting[start : end - 1])
-                item.close()
+                item.journal.close()
+                item.file.is_recorded = True
                 self._callbacks.rotated()
                 start = end
         self._record_groups(waiting[start:])
 
-    def _record_groups(self, groups: Sequence[_Unrecorded | HeadJournal]) -> None:
+    def _record_groups(self, groups: Sequence[_Unrecorded | OpenLog]) -> None:
         found = [group for group in groups if isinstance(group, _Unrecorded)]
         records = b"".join(group.records for group in found)
         if records:
             found[0].journal.append(records)
         for group in found:
             for granted, ownership in group.granted:
-                granted.set_result(ownership)
+                settle(granted, ownership)
             if group.group.answers:
                 self._callbacks.committed(group.group)
 
 
 def _answer(call: _Call) -> None:
+    if not call.done.set_running_or_notify_cancel():
+        return
     try:
         call.done.set_result(call.work())
     except GreenroomError as exc:
         call.done.set_exception(exc)
+
+
+def settle(future: "Future[Any]", result: Any) -> None:
+    """Give the result, unless whoever asked has given up."""
+    if future.set_running_or_notify_cancel():
+        future.set_result(result)
+
+
+def fail(future: "Future[Any]", error: Exception) -> None:
+    """Give the error, unless whoever asked has given up."""
+    if future.set_running_or_notify_cancel():
+        future.set_exception(error)
 
 
 def _size(item: _Item) -> int:

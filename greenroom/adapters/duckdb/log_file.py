@@ -1,7 +1,7 @@
 """One log file: where batches are committed, and where they lie until they are sealed into a part."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -114,6 +114,8 @@ class LogFile:
         self.path = path
         self.number = number
         self.contents = contents
+        self.is_recorded = True
+        """Whether all of it is in its journal: False for a moment after it was frozen."""
         self._connection = connection
         self._idle: deque[duckdb.DuckDBPyConnection] = deque()
         self._batches: Any = connection.appender("batches") if writable else None
@@ -248,17 +250,20 @@ class CheckedLog(NamedTuple):
     damage: list[Damage]
 
 
-def check_log(path: Path, journal: Path, earlier: Callable[[int], Link | None] | None) -> CheckedLog:
+def check_log(
+    path: Path, journal: Path, earlier: Callable[[int], Link | None] | None, deleted: Collection[int] = ()
+) -> CheckedLog:
     """Read the whole file, changing nothing, and compare each row with the journal.
 
     `earlier` gives the end of a session in the files before this one; without it, where the file begins is believed.
+    Of sessions that were `deleted` nothing is compared: parts of their logs may be gone.
     Damage is whatever the journal says was acknowledged and is not there as it was written. InvalidFormat if the
     journal was changed, StorageError if the file does not open.
     """
     heads = list(read_heads(journal))
     connection = connect(path, read_only=True)
     try:
-        return _Check(heads, earlier).run(connection)
+        return _Check(heads, earlier, frozenset(deleted)).run(connection)
     except duckdb.Error as exc:
         raise storage_error(exc, path) from exc
     finally:
@@ -266,7 +271,10 @@ def check_log(path: Path, journal: Path, earlier: Callable[[int], Link | None] |
 
 
 class _Check:
-    def __init__(self, heads: Sequence[Head], earlier: Callable[[int], Link | None] | None) -> None:
+    def __init__(
+        self, heads: Sequence[Head], earlier: Callable[[int], Link | None] | None, deleted: frozenset[int]
+    ) -> None:
+        self._deleted = deleted
         self._batches = {head.number: head for head in heads if head.kind is HeadKind.BATCH}
         self._epochs = {head.session_key: head for head in heads if head.kind is HeadKind.GRANT}
         self._earlier = earlier
@@ -281,7 +289,8 @@ class _Check:
             self._check_batch(session_key, batch)
         for head in self._batches.values():  # those that no row matched
             self._damaged(head, "missing")
-        return CheckedLog(self._contents, b"".join(self._unrecorded), self._damage)
+        damage = [found for found in self._damage if found.session_key not in self._deleted]
+        return CheckedLog(self._contents, b"".join(self._unrecorded), damage)
 
     def _check_grants(self, connection: duckdb.DuckDBPyConnection) -> None:
         newest: dict[int, int] = {}

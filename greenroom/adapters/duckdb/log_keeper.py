@@ -6,7 +6,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from .part_file import PartFile
 from .record_tables import RecordTables
 from .record_thread import RecordThread
 from .sealing import Sealed, SealOrder
-from .session_archive import read_head
+from .session_archive import ArchiveHead, prove_archive
 from .session_transfer import AdoptOrder, ExportOrder, ImportOrder, write_tail
 from .store_folder import StoreFolder
 
@@ -59,18 +59,19 @@ class LogKeeper:
         self._prune_after_s = prune_after_s
         self._busy = asyncio.Lock()
         self._manifest_lock = asyncio.Lock()
-        self._prepared = False
+        self._closing = False
         self._rotated = asyncio.Event()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="greenroom-files")
         self._sealing: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
         """Give up what is under way: it will be done when the store is opened again."""
+        self._closing = True
         if self._sealing is not None:
             self._sealing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._sealing
-        async with self._busy:
+        async with self._busy, self._manifest_lock:  # a file that is being made becomes the writer's, who closes it
             self._pool.shutdown()
 
     async def _in_thread(self, work: Any, *args: Any) -> Any:
@@ -86,27 +87,27 @@ class LogKeeper:
 
     async def prepare_until_done(self) -> None:
         """`prepare`, again and again while the disk refuses: the current file grows meanwhile."""
-        while True:
+        while not self._closing:
             try:
-                return await self.prepare()
+                await self.prepare()
             except (GreenroomError, OSError):
                 _log.exception("next_log_file_not_made", path=str(self._folder.path))
-            await asyncio.sleep(_PREPARE_RETRY_S)
+                await asyncio.sleep(_PREPARE_RETRY_S)
+            else:
+                break
 
     async def prepare(self) -> None:
         """Make the file that follows the current one, if it is not there yet."""
         async with self._manifest_lock:
-            if self._prepared:
+            if self._writer.has_prepared or self._closing:
                 return
             number = self.manifest.next_number
             log = await self._in_thread(self._folder.new_log, number)
             await self.change_manifest(logs=(*self.manifest.logs, number), next_number=number + 1)
-            self._prepared = True
             self._writer.prepare(log)
 
     def rotated(self) -> None:
         """The writer has turned to the next file: seal what it left."""
-        self._prepared = False
         self._rotated.set()
         if self._sealing is None or self._sealing.done():
             self._sealing = asyncio.get_running_loop().create_task(self._tidy(), name="greenroom-sealing")
@@ -133,7 +134,7 @@ class LogKeeper:
     async def seal(self) -> bool:
         """Make a part of the frozen log files; True if there were any."""
         async with self._busy:
-            frozen = self._sources().frozen
+            frozen = tuple(itertools.takewhile(lambda log: log.is_recorded, self._sources().frozen))
             if not frozen:
                 return False
             await self._remember_owners(frozen)
@@ -207,15 +208,19 @@ class LogKeeper:
 
     async def merge(self) -> bool:
         """Merge some parts if there are too many; True if it did."""
-        places = parts_to_merge([entry.size for entry in self.manifest.parts])
-        if places is None:
-            return False
-        await self._rewrite(self.manifest.parts[places.start : places.stop])
-        return True
 
-    async def _rewrite(self, entries: Sequence[PartEntry]) -> None:
-        """One part in the place of these neighbours."""
+        def too_many() -> Sequence[PartEntry]:
+            places = parts_to_merge([entry.size for entry in self.manifest.parts])
+            return self.manifest.parts[places.start : places.stop] if places else ()
+
+        return await self._rewrite(too_many)
+
+    async def _rewrite(self, choose: Callable[[], Sequence[PartEntry]]) -> bool:
+        """One part in the place of neighbours, which are chosen when nothing else goes on; False if there are none."""
         async with self._busy:
+            entries = choose()
+            if not entries:
+                return False
             dropped = self.manifest.deleted
             order = SealOrder(
                 parts=[str(self._folder.part_path(entry.number)) for entry in entries],
@@ -232,6 +237,7 @@ class LogKeeper:
             )
             for entry in entries:
                 await self._in_thread(self._folder.remove_part, entry.number)
+            return True
 
     def _prune_before_us(self) -> int | None:
         return None if self._prune_after_s is None else now_us() - round(self._prune_after_s * 1_000_000)
@@ -239,9 +245,11 @@ class LogKeeper:
     async def freeze(self) -> None:
         """Seal everything that was committed until now."""
         await self.prepare()
-        self._rotated.clear()
-        if await asyncio.wrap_future(self._writer.rotate()):
-            await self._rotated.wait()
+        await asyncio.wrap_future(self._writer.rotate())
+        while any(not log.is_recorded for log in self._sources().frozen):
+            self._rotated.clear()
+            if any(not log.is_recorded for log in self._sources().frozen):
+                await self._rotated.wait()
         while await self.seal():
             pass
 
@@ -251,22 +259,42 @@ class LogKeeper:
         await self.freeze()
         while await self.merge():
             pass
-        for part in self._sources().parts:
-            if self._prune_after_s is not None or not gone.isdisjoint(part.session_keys):
-                await self._rewrite([entry for entry in self.manifest.parts if entry.number == part.number])
+        done = {entry.number for entry in self.manifest.parts if not self._wants_rewriting(entry.number, gone)}
+
+        def next_one() -> Sequence[PartEntry]:
+            for entry in self.manifest.parts:
+                if entry.number < made_from and entry.number not in done:
+                    done.add(entry.number)
+                    if self._wants_rewriting(entry.number, gone):
+                        return (entry,)
+            return ()
+
+        made_from = self.manifest.next_number
+        while await self._rewrite(next_one):
+            pass
         async with self._manifest_lock:
             await self.change_manifest(deleted=tuple(key for key in self.manifest.deleted if key not in gone))
+
+    def _wants_rewriting(self, number: int, gone: frozenset[int]) -> bool:
+        parts = [part for part in self._sources().parts if part.number == number]
+        return any(self._prune_after_s is not None or not gone.isdisjoint(part.session_keys) for part in parts)
+
+    def look_at(self, session_key: int) -> "Future[tuple[tuple[PartFile, ...], list[tuple[LogFile, SessionSpan]]]]":
+        """The parts, and what the log files have of the session, at one moment at which nothing is half committed."""
+
+        def look() -> tuple[tuple[PartFile, ...], list[tuple[LogFile, SessionSpan]]]:
+            now = self._sources()
+            return now.parts, now.spans(session_key)
+
+        return self._writer.between_groups(look)
 
     # Copies
 
     async def export(self, grant: Grant, path: Path) -> int:
         """Write the session to an archive; returns how many events it holds."""
         with self._folder.workspace() as work:
-            sources = self._sources
             async with self._busy:  # else a part may go before it is pinned
-                parts, logs = await asyncio.wrap_future(
-                    self._writer.between_groups(lambda: (sources().parts, sources().spans(grant.session_key)))
-                )
+                parts, logs = await asyncio.wrap_future(self.look_at(grant.session_key))
                 pinned = [await self._in_thread(_pin, part.path, work) for part in parts]
             tail = await self._in_thread(_tail, logs, grant.session_key)
             await self._in_thread(write_tail, work / "tail", tail)
@@ -287,7 +315,10 @@ class LogKeeper:
 
     async def import_(self, path: Path) -> None:
         """Make the session of an archive part of the log: all of it or nothing. InvalidFormat if it is not whole."""
-        head = await self._in_thread(read_head, path)
+        head = await self._in_thread(prove_archive, path)
+        if not head.batch_count:
+            await self._import_empty(head)
+            return
 
         def order(output: Path, session_key: int, first_batch: int) -> tuple[str, dict[str, Any]]:
             return "import", asdict(
@@ -301,6 +332,15 @@ class LogKeeper:
             )
 
         await self._take_in(order, sessions=1, batches=head.batch_count)
+
+    async def _import_empty(self, head: ArchiveHead) -> None:
+        """A session that was owned and has no events: its epoch counts all the same."""
+        await self.prepare()
+        session_key, _ = await asyncio.wrap_future(self._writer.set_aside(1, 0))
+        async with self._manifest_lock:
+            await self.change_manifest(next_session_key=max(self.manifest.next_session_key, session_key + 1))
+        grant = Grant(session_key, head.session_id, head.epoch, "", now_us())
+        await asyncio.wrap_future(self._records.run(lambda tables: tables.take_in(grant, ())))
 
     async def adopt(self, parts: Sequence[Path], session_keys: Sequence[int]) -> None:
         """Make these sessions of another store's parts part of this log: all of them or none."""
@@ -323,8 +363,7 @@ class LogKeeper:
             output = await self._next_part()
             answer = await run_maintenance(*order(output, first_key, first_batch))
             part = await self._open_part(output, answer)
-            if part is None:
-                return
+            assert part is not None, "what comes from elsewhere has batches"
             async with self._manifest_lock:
                 await self.change_manifest(
                     parts=(*self.manifest.parts, part[0]),
@@ -392,7 +431,8 @@ def _fold_part(tables: RecordTables, part: PartFile) -> None:
 
 def _batch_bound(parts: Sequence[Path]) -> int:
     """No fewer than the batches in these parts."""
-    return sum(PartFile(path, 0).batch_count for path in parts)
+    numbers = [PartFile(path, 0).batch_numbers for path in parts]
+    return sum(last - first + 1 for first, last in numbers)
 
 
 def _pin(path: Path, work: Path) -> str:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...domain.errors import GreenroomError
 from ..artifact_folder import ArtifactFolder
 from ..room_watch import RoomWatch
 from ..store_options import StoreOptions
@@ -61,7 +60,7 @@ def open_store(path: Path, options: StoreOptions, callbacks: WriterCallbacks) ->
     folder = StoreFolder(path)
     try:
         return _wire(folder, folder.open(), options, callbacks)
-    except GreenroomError:
+    except BaseException:
         folder.release()
         raise
 

@@ -70,11 +70,11 @@ class PartFile:
         self._idle.append(cursor)
 
     @property
-    def batch_count(self) -> int:
-        """No fewer than the batches in it."""
+    def batch_numbers(self) -> tuple[int, int]:
+        """The numbers of its first and its last batch; not all between them need be in it."""
         with self._cursor() as cursor:
             first, last = (int(row[0]) for row in cursor.execute(_BATCH_NUMBERS).fetchall())
-        return last - first + 1
+        return first, last
 
     @property
     def session_keys(self) -> "array[int]":

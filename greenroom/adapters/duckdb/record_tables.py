@@ -24,7 +24,6 @@ from .chunks import SealedBatch
 from .duckdb_files import connect, first_row, remove_database, storage_error, sync_directory, sync_file, wal_of
 from .log_file import Grant
 from .log_rows import unpack_row
-from .part_file import PartFile
 
 _log = get_logger(__name__)
 
@@ -73,8 +72,10 @@ class RecordTables:
     """Reads are true as of the watermark. For one thread at a time."""
 
     def __init__(self, path: Path) -> None:
-        self._connection = connect(path)
         self._path = path
+        if not _is_whole(path):
+            remove_database(path)
+        self._connection = connect(path)
         self._prepare()
         self._lookup = self._connection.cursor()
         self._lookup_lock = threading.Lock()
@@ -85,13 +86,11 @@ class RecordTables:
 
     def _prepare(self) -> None:
         try:
-            tables = self._connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()
-            if tables:
-                for (table,) in tables:  # every block, so that each checksum is looked at
-                    self._connection.table(table).aggregate("max(hash(COLUMNS(*)))").fetchall()
+            if self._connection.execute("SELECT table_name FROM duckdb_tables()").fetchall():
                 return
-            self._connection.execute(files("greenroom.adapters.duckdb").joinpath("record_schema.sql").read_text())
-            self._connection.execute("INSERT INTO watermark VALUES (0)")
+            with self._transaction():
+                self._connection.execute(files("greenroom.adapters.duckdb").joinpath("record_schema.sql").read_text())
+                self._connection.execute("INSERT INTO watermark VALUES (0)")
             self._connection.execute("CHECKPOINT")
         except duckdb.Error as exc:
             self._connection.close()
@@ -139,15 +138,6 @@ class RecordTables:
         """A copy of the file, whole, made while nothing changes it."""
         self._connection.execute("CHECKPOINT")
         return Path(shutil.copyfile(self._path, folder / self._path.name))
-
-    def fold_part(self, part: PartFile, since: int) -> None:
-        """Fold the batches of a part past that number, with the owners of their sessions."""
-        grants = part.grants()
-        self.keep_owners(grants)
-        for grant in grants:
-            newer = (batch for batch in part.session_batches(grant.session_key) if batch.batch_id > since)
-            while some := list(itertools.islice(newer, STEP_BATCHES)):
-                self._fold_all([(grant.session_id, batch) for batch in some], self.watermark)
 
     def take_in(self, grant: Grant, batches: Iterable[SealedBatch]) -> None:
         """Fold the log of a session that came from elsewhere."""
@@ -265,10 +255,6 @@ class RecordTables:
 
     def sessions_with_open_runs(self) -> list[str]:
         return [session_id for (session_id,) in self._connection.execute(_SESSIONS_WITH_OPEN_RUNS).fetchall()]
-
-    def all_tools(self) -> list[tuple[str, bytes]]:
-        """The packed tools of every session."""
-        return self._connection.execute("SELECT session_id, tools FROM session_tools").fetchall()
 
     def set_watermark(self, batch_id: int) -> None:
         """Say that the tables hold everything up to this batch, and make that last."""
@@ -409,3 +395,30 @@ def _append(connection: duckdb.DuckDBPyConnection, table: str, rows: Iterable[tu
 
 def _quoted(path: Path) -> str:
     return str(path).replace("'", "''")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the tables are all there; read without changing anything. StorageError if a block of it was changed."""
+    if not path.exists():
+        return False
+    connection = connect(path, read_only=True)
+    try:
+        tables = {table for (table,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+        for table in tables:  # every block, so that each checksum is looked at
+            connection.table(table).aggregate("max(hash(COLUMNS(*)))").fetchall()
+        return "session_tools" in tables and first_row(connection, _WATERMARK) is not None
+    except duckdb.Error as exc:
+        raise storage_error(exc, path) from exc
+    finally:
+        connection.close()
+
+
+def read_tools(path: Path) -> list[tuple[str, bytes]]:
+    """The packed tools of every session, read without changing anything. StorageError if they cannot be read."""
+    connection = connect(path, read_only=True)
+    try:
+        return connection.execute("SELECT session_id, tools FROM session_tools").fetchall()
+    except duckdb.Error as exc:
+        raise storage_error(exc, path) from exc
+    finally:
+        connection.close()

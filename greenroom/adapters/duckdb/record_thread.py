@@ -131,7 +131,7 @@ class RecordThread:
         return now >= self._retry_at and (behind > MAX_BEHIND or now - self._committed_at >= IDLE_S)
 
     def _do(self, job: _Job) -> None:
-        if job.done.cancelled():
+        if not job.done.set_running_or_notify_cancel():
             return
         try:
             while self.tables.watermark < job.after and self._step():

@@ -1,6 +1,7 @@
 """Putting a damaged store in order: everything that can be proven intact, and a report of what cannot."""
 
 import contextlib
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,11 +11,11 @@ from pathlib import Path
 from ...domain.errors import GreenroomError, StorageError
 from ..logs import get_logger
 from .chunks import SealedBatch, lost_batch
-from .duckdb_files import heads_of, remove_database, wal_of
+from .duckdb_files import heads_of, remove_database, sync_directory, wal_of
 from .log_file import Grant, Link, SessionSpan, check_log
 from .manifest import MANIFEST_NAME, PREVIOUS_NAME, Manifest, PartEntry, read_manifest
 from .part_file import PartFile
-from .record_tables import RecordTables
+from .record_tables import RecordTables, read_tools
 from .salvage import Salvage, SalvagedSession, salvage_log, salvage_part
 from .sealing import Row, Spans, write_part
 from .store_folder import DAMAGE_NAME, StoreFolder, part_problem
@@ -64,6 +65,9 @@ class _Repair:
         self._kept: Path | None = None
         self._reports: dict[str, SessionReport] = {}
         self._number = 0
+        self._replaced: list[Path] = []
+        """Files that are moved away once the manifest names what takes their place."""
+        self._grants: dict[int, Grant] = {}
 
     def run(self) -> RepairReport:
         if not (self._folder.path / DAMAGE_NAME).exists():
@@ -94,7 +98,7 @@ class _Repair:
                 manifest = read_manifest(self._folder.path, name)
             except StorageError:
                 self._damaged.append(name)
-                self._keep(self._folder.path / name)
+                self._copy_aside(self._folder.path / name)
                 continue
             if manifest is not None and name == MANIFEST_NAME:
                 return manifest
@@ -103,16 +107,24 @@ class _Repair:
         return self._with_files_since(Manifest())
 
     def _with_files_since(self, manifest: Manifest) -> Manifest:
-        """An older manifest, and every file that it does not know: batches that come twice are taken once."""
+        """An older manifest, and every file that it does not know, in the order of what they hold."""
         logs = sorted(_number(path) for path in self._folder.path.glob("log-*.duckdb"))
         known = {entry.number: entry for entry in manifest.parts}
-        parts = [
-            known.get(number) or PartEntry(number=number, first_batch=0, last_batch=0, events=0, size=0, sha256="",
-                                           heads_sha256="", mtime_ns=0)
-            for number in sorted(_number(path) for path in self._folder.path.glob("part-*.duckdb"))
-        ]  # fmt: skip
-        newest = max([manifest.next_number - 1, *logs, *(entry.number for entry in parts)])
-        return manifest.changed(logs=tuple(logs), parts=tuple(parts), next_number=newest + 1)
+        numbers = [_number(path) for path in self._folder.path.glob("part-*.duckdb")]
+        parts = [known.get(number) or self._unknown_part(number) for number in numbers]
+        newest = max([manifest.next_number - 1, *logs, *numbers])
+        return manifest.changed(logs=tuple(logs), parts=tuple(_without_covered(parts)), next_number=newest + 1)
+
+    def _unknown_part(self, number: int) -> PartEntry:
+        """What a part says of itself; what it does not say is read anew, as if it were damaged."""
+        first, last = 0, 0
+        with contextlib.suppress(GreenroomError, ValueError):
+            part = PartFile(self._folder.part_path(number), number)
+            first, last = part.batch_numbers
+            part.close()
+        return PartEntry(
+            number=number, first_batch=first, last_batch=last, events=0, size=0, sha256="", heads_sha256="", mtime_ns=0
+        )
 
     def _note_damaged_logs(self, manifest: Manifest) -> None:
         for number in manifest.logs:
@@ -135,23 +147,28 @@ class _Repair:
     def _part(self, entry: PartEntry) -> PartEntry | None:
         """The part, or another one in its place with what is left of it."""
         path = self._folder.part_path(entry.number)
-        if part_problem(path, entry) is None:
+        if part_problem(path, entry, believe_time=False) is None:
             return entry
         salvage = salvage_part(path)
         written = self._write_salvage([salvage], {}, set())
         self._damaged.append(path.name)
-        for each in (path, wal_of(path), heads_of(path)):
-            self._keep(each)
+        self._replaced += [path, wal_of(path), heads_of(path)]
         return written
 
-    def _keep(self, path: Path) -> None:
-        """Move a file that cannot be used to the place where such files are kept."""
-        if not path.exists():
-            return
+    def _place_aside(self, path: Path) -> Path:
         if self._kept is None:
             self._kept = self._folder.path / f"damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
             self._kept.mkdir(mode=0o700)
-        path.rename(self._kept / path.name)
+        return self._kept / path.name
+
+    def _keep(self, path: Path) -> None:
+        """Move a file that is not used any more to the place where such files are kept."""
+        if path.exists():
+            path.rename(self._place_aside(path))
+
+    def _copy_aside(self, path: Path) -> None:
+        """Keep a copy of a file that will be written over."""
+        shutil.copy2(path, self._place_aside(path))
 
     # What is made of it
 
@@ -161,6 +178,7 @@ class _Repair:
         rows: list[Row] = []
         for salvage in salvaged:
             spans.grants.update(salvage.grants)
+            self._grants.update(salvage.grants)
             for session_key, session in salvage.sessions.items():
                 if session_key in deleted:
                     continue
@@ -204,51 +222,70 @@ class _Repair:
         return session_key, header.first_seq, batch
 
     def _finish(self, manifest: Manifest, parts: tuple[PartEntry, ...], deleted: set[int]) -> None:
+        """What is new first, then the manifest that names it, then the rest: cut short, it can be begun again."""
         number = self._number
         hot = self._folder.new_log(number)
         hot.file.close()
         hot.journal.close()
-        for log in manifest.logs:
-            path = self._folder.log_path(log)
-            for each in (path, wal_of(path), heads_of(path)):
-                self._keep(each)
         newest = max([manifest.sealed_batch, *(entry.last_batch for entry in parts)])
-        self._rebuild_records(parts, newest, deleted)
-        keys = [key for entry in parts for key in PartFile(self._folder.part_path(entry.number), 0).session_keys]
+        fresh = self._rebuild_records(parts, newest, deleted)
+        keys = {key for entry in parts for key in PartFile(self._folder.part_path(entry.number), 0).session_keys}
+        newest_key = max([manifest.next_session_key - 1, *keys, *deleted, *self._grants])
         self._folder.write_manifest(
             manifest.changed(
                 logs=(number,),
                 parts=parts,
                 next_number=number + 1,
                 sealed_batch=newest,
-                next_session_key=max([manifest.next_session_key, *(key + 1 for key in (*keys, *deleted))]),
+                next_session_key=newest_key + 1,
                 deleted=tuple(sorted(deleted)),
             )
         )
+        records = self._folder.records_path
+        for path in (records, wal_of(records)):
+            self._keep(path)
+        fresh.rename(records)
+        sync_directory(self._folder.path)
+        for log in manifest.logs:
+            path = self._folder.log_path(log)
+            self._replaced += [path, wal_of(path), heads_of(path)]
+        for path in self._replaced:
+            self._keep(path)
         (self._folder.path / DAMAGE_NAME).unlink(missing_ok=True)
 
-    def _rebuild_records(self, parts: tuple[PartEntry, ...], watermark: int, deleted: set[int]) -> None:
-        """The records, folded anew from the log; the tools of sessions are kept when they can be read."""
-        path = self._folder.records_path
+    def _rebuild_records(self, parts: tuple[PartEntry, ...], watermark: int, deleted: set[int]) -> Path:
+        """Records folded anew from the log, in a file beside the old ones; tools are kept when they can be read."""
         tools: list[tuple[str, bytes]] = []
         try:
-            old = RecordTables(path)
-            tools = old.all_tools()
-            old.close()
+            tools = read_tools(self._folder.records_path)
         except GreenroomError:
-            self._damaged.append(path.name)
-        for each in (path, wal_of(path)):
-            self._keep(each)
-        remove_database(path)
-        tables = RecordTables(path)
+            self._damaged.append(self._folder.records_path.name)
+        fresh = self._folder.path / "repaired.duckdb"
+        remove_database(fresh)
+        tables = RecordTables(fresh)
         files = [PartFile(self._folder.part_path(entry.number), entry.number) for entry in parts]
-        for grant in _newest_grants(files).values():
-            if grant.session_key not in deleted:
-                tables.take_in(grant, _batches(files, grant.session_key))
+        grants = {**self._grants, **_newest_grants(files)}
+        for session_key, grant in grants.items():
+            if session_key not in deleted:
+                tables.take_in(_newer(grant, self._grants.get(session_key)), _batches(files, session_key))
         for session_id, packed in tools:
             tables.save_tools(session_id, packed)
         tables.set_watermark(watermark)
         tables.close()
+        return fresh
+
+
+def _newer(grant: Grant, other: Grant | None) -> Grant:
+    return other if other is not None and other.epoch > grant.epoch else grant
+
+
+def _without_covered(parts: list[PartEntry]) -> list[PartEntry]:
+    """Oldest first, and without those whose batches lie in another one: a crash leaves them beside the merged part."""
+    kept: list[PartEntry] = []
+    for part in sorted(parts, key=lambda part: (part.first_batch, -part.last_batch, -part.number)):
+        if not kept or not part.last_batch or part.last_batch > kept[-1].last_batch:
+            kept.append(part)
+    return kept
 
 
 def _close(folder: StoreFolder) -> None:

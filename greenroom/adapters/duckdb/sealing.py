@@ -91,7 +91,11 @@ def write_part(output: Path, rows: Iterable[Row], spans: Spans, pruner: "_Pruner
     scratch = output.with_name(output.name + ".new")
     remove_database(scratch)
     writer = _PartWriter(scratch, spans, pruner)
-    writer.write(rows)
+    try:
+        writer.write(rows)
+    except BaseException:
+        remove_database(scratch)
+        raise
     if not writer.batches:
         remove_database(scratch)
         return None
@@ -121,7 +125,7 @@ class _Inputs:
             _read_spans(connection, spans)
         self._logs: list[duckdb.DuckDBPyConnection] = []
         for path, journal in order.logs:
-            checked = check_log(Path(path), Path(journal), None)
+            checked = check_log(Path(path), Path(journal), None, self._dropped)
             if checked.damage:
                 _refuse_damage(path, [found.problem for found in checked.damage])
             for session_key, span in checked.contents.spans.items():

@@ -27,6 +27,8 @@ ARCHIVE_VERSION = 1
 MAX_ITEM_BYTES = 512 * 1024 * 1024
 """Largest batch or artifact that is read."""
 _COMPRESSION = 5
+_GZIP_HEADER = b"\x1f\x8b\x08\x00" + bytes(5) + b"\xff"
+"""No time and no name: the same session gives the same file."""
 
 
 class ArchiveHead(NamedTuple):
@@ -142,6 +144,16 @@ class ArchiveReader:
             f"{self._path} cannot be imported: {problem}. Nothing was changed.", details={"path": str(self._path)}
         )
 
+    def _require_end(self) -> None:
+        """Nothing follows, and the checksum of the file holds: it is compared when the end is reached."""
+        try:
+            next(self._unpacker)
+        except StopIteration:
+            return
+        except (ValueError, OSError, EOFError, zlib.error) as exc:
+            raise self._refusal("its checksum does not hold") from exc
+        raise self._refusal("something follows its end")
+
     def _item(self, fields: tuple[Any, ...]) -> ArchiveItem:
         try:
             if fields[0] == "artifact":
@@ -175,6 +187,7 @@ class ArchiveReader:
             "its chain does not lead to the end that it names",
         )
         self.require(fields[1:] == (count, self._digest.digest()), "it is not what was written")
+        self._require_end()
 
 
 def read_head(path: Path) -> ArchiveHead:
@@ -183,11 +196,25 @@ def read_head(path: Path) -> ArchiveHead:
         return archive.head
 
 
+def prove_archive(path: Path) -> ArchiveHead:
+    """Read all of it; what it says of itself, if everything fits."""
+    with open_archive(path) as archive:
+        for _ in archive:
+            pass
+        return archive.head
+
+
 @contextmanager
 def open_archive(path: Path) -> Generator[ArchiveReader]:
     """Read an archive. InvalidFormat if it is none; StorageReadFailed if it cannot be opened."""
     try:
-        with gzip.open(path, "rb") as file:
+        with path.open("rb") as raw, gzip.GzipFile(fileobj=raw, mode="rb") as file:
+            if raw.read(len(_GZIP_HEADER)) != _GZIP_HEADER:
+                raise InvalidFormat(
+                    f"{path} cannot be imported: it is no session archive. Nothing was changed.",
+                    details={"path": str(path)},
+                )
+            raw.seek(0)
             yield ArchiveReader(file, path)
     except OSError as exc:
         raise StorageReadFailed(f"{path} cannot be read: {exc.strerror or exc}.", details={"path": str(path)}) from exc

@@ -146,7 +146,7 @@ class StoreFolder:
     ) -> LogFile:
         path, journal = self.log_path(number), self.journal_path(number)
         try:
-            checked = check_log(path, journal, earlier)
+            checked = check_log(path, journal, earlier, deleted)
         except (StorageError, InvalidFormat, OSError) as exc:
             if isinstance(exc, (StorageConnectionFailed, StorageFull)):
                 raise
@@ -169,6 +169,8 @@ class StoreFolder:
     ) -> RecordThread:
         """The records, which must hold everything that was sealed, as they cannot follow what is not in log files, and
         nothing that is not in the log."""
+        if manifest.sealed_batch and not self.records_path.exists():
+            raise self._keep_aside([], [f"{self.records_path} is missing"])
         try:
             records = opening(self.records_path)
         except StorageError as exc:
@@ -205,6 +207,8 @@ class StoreFolder:
         for path in (*self.path.glob("log-*"), *self.path.glob("part-*")):
             if path.name.partition(".")[0] not in wanted:
                 path.unlink()
+        for path in self.path.glob("*.new*"):
+            path.unlink()
         for path in self.path.glob("work-*"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -254,15 +258,17 @@ def _damage_error(folder: Path, kept: str, problems: Sequence[str]) -> Greenroom
     )
 
 
-def part_problem(path: Path, entry: PartEntry) -> str | None:
-    """Why this is not the part that was sealed; the whole file is read only if it was touched since the last time."""
+def part_problem(path: Path, entry: PartEntry, *, believe_time: bool = True) -> str | None:
+    """Why this is not the part that was sealed; the whole file is read only if it was touched since the last time, or
+    when its time is not believed."""
     try:
         stat = path.stat()
     except FileNotFoundError:
         return f"{path} is missing"
     if stat.st_size != entry.size:
         return f"{path} has {stat.st_size} bytes instead of {entry.size}"
-    if stat.st_mtime_ns != entry.mtime_ns and digest_file(path) != entry.sha256:
+    touched = stat.st_mtime_ns != entry.mtime_ns or not believe_time
+    if touched and digest_file(path) != entry.sha256:
         return f"{path} was changed since it was sealed"
     heads = heads_of(path)
     if not heads.exists() or digest_file(heads) != entry.heads_sha256:
