@@ -22,8 +22,8 @@ FAULTS: Mapping[str, tuple[Callable[[Path, random.Random, Tally, int], None], in
     "torn": (torn, 16, 2),
     "fsync": (fsync, 20, 4),
     "disk": (disk, 4, 1),
-    "flips": (flips, 210, 14),
-    "cuts": (cuts, 42, 7),
+    "flips": (flips, 210, 10),
+    "cuts": (cuts, 36, 4),
 }
 """What there is, with the rounds of a whole run and of a quick one."""
 

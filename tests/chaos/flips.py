@@ -13,6 +13,9 @@ from .tally import Tally
 _REDUNDANT = {"log's heads", "part's heads", "records", "records' WAL", "manifest"}
 """Whatever happens to one of these, nothing is lost."""
 
+_FEW = 20
+"""For no more rounds than that one store is enough: making one takes as long as ten of them."""
+
 
 def flips(base: Path, dice: random.Random, tally: Tally, rounds: int) -> None:
     """One bit of one file; evenly over the kinds of files. Some of the parts' flips leave the time of the file as it
@@ -40,7 +43,10 @@ Damage = Callable[[bytearray, random.Random], bytearray]
 
 
 def _each(base: Path, dice: random.Random, tally: Tally, rounds: int, fault: str, damage: Damage) -> None:
-    stores = [_made(base / f"{fault}-{closes}", dice, closes=closes) for closes in (False, True)]
+    stores = [
+        _made(base / f"{fault}-{closes}", dice, closes=closes)
+        for closes in ((False, True) if rounds > _FEW else (True,))
+    ]
     for lives in stores:
         tally.acknowledged += lives.acknowledged
     targets = sorted({(kind, index) for index, lives in enumerate(stores) for kind in _by_kind(lives.folder)})
@@ -73,7 +79,7 @@ def _made(base: Path, dice: random.Random, *, closes: bool) -> Lives:
     """A store with every kind of file: killed, or closed as it should be and then opened once more and killed."""
     base.mkdir()
     lives = Lives(base, dice)
-    for batches, closing in ((260, False), (220, closes), (70, False)):
+    for batches, closing in ((150, False), (120, closes), (40, False)):
         life = lives.start(batches=batches, closes=closing, log_batches=100, sessions=5, pause_s=0.005)
         life.wait(60)
         life.end()

@@ -66,6 +66,7 @@ class _Life:
         self._ledger = LedgerWriter(Path(order.ledger))
         self._streams = itertools.count(order.life * STREAMS_PER_LIFE + 1)
         self._left = order.batches
+        self._leaving: set[str] = set()
         options = StoreOptions(
             min_free_bytes=order.min_free_bytes,
             reserve_bytes=order.reserve_bytes,
@@ -145,9 +146,11 @@ class _Life:
 
     async def _delete(self, name: str) -> None:
         self._ledger.note("deleting", name)
+        self._leaving.add(name)
         with contextlib.suppress(GreenroomError, OSError):
             await self._store.delete_session(name)
             self._ledger.note("deleted", name)
+            self._leaving.discard(name)
 
     async def _chores(self) -> None:
         while self._left > 0:
@@ -165,7 +168,7 @@ class _Life:
 
     async def _verify(self, name: str) -> None:
         found = await self._store.verify_session(name)
-        if not found.ok:
+        if not found.ok and name not in self._leaving:
             self._ledger.note("problem", f"{name} does not verify while it is open: {found.problems[0]}")
 
     def _note_full(self, exc: Exception) -> None:

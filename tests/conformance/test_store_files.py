@@ -957,6 +957,10 @@ async def test_a_store_that_is_closed_while_it_prepares_a_file_can_be_opened_aga
     assert [] == problems
 
 
+def no_merging(_: Sequence[int]) -> None:
+    return None
+
+
 async def test_two_who_merge_at_once_as_sealing_and_compacting_do_not_disturb_each_other(
     path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -964,7 +968,7 @@ async def test_two_who_merge_at_once_as_sealing_and_compacting_do_not_disturb_ea
         client = EventLogClient(store)
         writer = await Writer.of(client)
         with monkeypatch.context() as patch:
-            patch.setattr(log_keeper, "parts_to_merge", lambda _: None)
+            patch.setattr(log_keeper, "parts_to_merge", no_merging)
             for at in range(FANOUT):
                 await writer.append(event(f"{at}"))
                 await store.compact()
@@ -1138,7 +1142,7 @@ async def test_of_two_imports_of_one_session_at_once_the_second_is_refused(archi
         assert 1 == len(store._store.keeper.manifest.parts)
 
 
-# What it cannot do yet
+# What is left behind
 
 
 async def test_a_session_without_events_can_be_moved_to_another_store(path: Path, tmp_path: Path, quick: None) -> None:

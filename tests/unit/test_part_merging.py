@@ -34,9 +34,10 @@ class Folder:
 
     def merge(self, places: range) -> None:
         assert 1 == places.step
-        assert len(places) >= FANOUT
-        assert 0 <= places.start < places.stop <= len(self.sizes)
+        assert 0 <= places.start < places.stop - 1 < len(self.sizes)
         where = slice(places.start, places.stop)
+        if len(places) < FANOUT:  # what follows does not fit with them into the largest part
+            assert sum(self.sizes[where]) + self.sizes[places.stop] > LARGEST_BYTES
         merged = [number for held in self.held[where] for number in held]
         self.rewrites.update(merged)
         self.sizes[where] = [sum(self.sizes[where])]
