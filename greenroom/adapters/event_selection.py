@@ -42,7 +42,8 @@ class EventSelection:
     """The answer to one query, filled batch by batch in the order of seq until it is full.
 
     Where events that the query asks for were pruned or lost it ends before them; a query that begins there is answered
-    with ResyncRequired, which names the lowest seq that there is. Nothing is left out in silence.
+    with ResyncRequired, which names the lowest seq there is. Nothing is left out in silence; but where all that was
+    asked for inside a window is gone, the answer is empty, as there is nothing in it to go on with.
     """
 
     def __init__(self, query: EventQuery, *, up_to: int | None = None) -> None:

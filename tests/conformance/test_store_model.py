@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, settings, strategies as st
+from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from greenroom.adapters.append_frames import AppendAnswer, AppendEntry, AppendStatus, decode_answers, encode_frame
@@ -189,6 +189,8 @@ Entry = tuple[str, str, int, Sequence[tuple[str, str | None]]]
 Question = tuple[float, int | None, int, str | None, frozenset[EventType] | None, int | None]
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+PHASES = [Phase.explicit, Phase.reuse, Phase.generate]
+"""No shrinking: it would take hours, as each try opens a store some times."""
 
 MAX_HEAVY = 3
 """How often one example does what takes long."""
@@ -498,5 +500,7 @@ def test_whatever_is_done_the_store_and_a_plain_model_of_it_never_differ(
 
     run_state_machine_as_test(
         Machine,
-        settings=settings(max_examples=20, stateful_step_count=12, deadline=None, suppress_health_check=SLOW),
+        settings=settings(
+            max_examples=20, stateful_step_count=12, deadline=None, suppress_health_check=SLOW, phases=PHASES
+        ),
     )

@@ -613,6 +613,24 @@ async def test_a_part_that_rotted_without_its_time_changing_is_found_by_reading_
     assert lost_in(report) == {(name, one.seq) for name in SESSIONS for one in truth[name]} - found
 
 
+async def test_a_session_that_cannot_be_read_any_more_does_not_stop_the_others(
+    path: Path, truth: dict[str, list[Event]]
+) -> None:
+    file = only(path, "part-*.duckdb")
+    stat = file.stat()
+    content = bytearray(file.read_bytes())
+    content[content.index(b"\x78\x01") + 40] ^= 1  # in a chunk: the index of the part stays as it was
+    file.write_bytes(content)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+    async with opened(path) as (store, client):
+        answers = await asyncio.gather(*(store.grant(name, "new") for name in truth), return_exceptions=True)
+        other = await Writer.of(client, "ses_of_its_own")
+
+        assert any(isinstance(answer, StorageError) for answer in answers)
+        assert 1 == (await other.append(event("works"))).first_seq
+
+
 async def test_compacting_while_parts_are_being_merged_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -682,6 +700,7 @@ async def test_a_store_whose_deletions_cannot_be_finished_gives_its_folder_up(
 # The harness
 
 
+@pytest.mark.timeout(400)
 def test_a_quick_run_of_the_fault_harness_finds_no_promise_broken() -> None:
     said = subprocess.run(
         [sys.executable, "-m", "tests.chaos", "--quick", "--seed", "1"],

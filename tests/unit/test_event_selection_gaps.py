@@ -144,12 +144,17 @@ def plain_answer(log: Gone, query: EventQuery) -> list[int] | int:
 
 
 def agrees(log: Gone, query: EventQuery, *, sparse: bool) -> bool:
-    """Whether the answer is the plain one; a refusal may leave out what the query did not ask for."""
+    """Whether the answer is the plain one. A refusal may leave out what the query did not ask for; and when nothing
+    that it asked for is left in its window, there may be no refusal."""
     expected, found = plain_answer(log, query), answer(log, query, sparse=sparse)
-    if isinstance(expected, int) and isinstance(found, ResyncRequired):
+    if isinstance(expected, list):
+        return expected == found
+    if isinstance(found, ResyncRequired):
         skipped = range(expected, found.details["lowest_seq"])
-        return not {one.seq for one in log.events if one.seq in skipped and query.matches(one)} - log.lost - log.pruned
-    return expected == found
+    else:
+        skipped = range(expected, query.before or 0)
+    left_out = {one.seq for one in log.events if one.seq in skipped and query.matches(one)} - log.lost - log.pruned
+    return not left_out and (isinstance(found, ResyncRequired) or (query.before is not None and found == []))
 
 
 @given(cases)

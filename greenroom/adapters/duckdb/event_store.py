@@ -373,7 +373,14 @@ class DuckDBEventStore:
 
     async def delete_session(self, session_id: str) -> None:
         """Forget the session: when this returns nobody can read it or write it, and nothing brings it back. Its bytes
-        leave the files when they are next compacted. SessionNotFound if there is none."""
+        leave the files when they are next compacted. SessionNotFound if there is none. Once begun it is carried out,
+        also when the caller gives up."""
+        deleting = self._loop.create_task(self._delete_session(session_id))
+        self._tasks.add(deleting)
+        deleting.add_done_callback(self._tasks.discard)
+        await asyncio.shield(deleting)
+
+    async def _delete_session(self, session_id: str) -> None:
         store = self._store
         session_key = await asyncio.wrap_future(store.writer.forget(session_id))
         if session_key is None:

@@ -288,7 +288,7 @@ class GroupCommit:
         granted = [
             (grant.granted, self._place_grant(grant, recorded_at_us, records))
             for grant in grants
-            if not self._refuse_leaving(grant)
+            if not self._refuse_leaving(grant) and self._is_readable(grant)
         ]
         named = len(self._log.contents.grants)
         stored: list[CommittedBatch] = []
@@ -317,6 +317,16 @@ class GroupCommit:
             fail(grant.granted, InvalidOperation(message, details={"session_id": grant.session_id}))
         return grant.session_id in self._leaving
 
+    def _is_readable(self, grant: _Grant) -> bool:
+        """Whether the end of the session's log can be read: damage to one session must not stop the others."""
+        try:
+            self._session(grant.session_id)
+        except GreenroomError as exc:
+            _log.exception("session_not_readable", session_id=grant.session_id)
+            fail(grant.granted, exc)
+            return False
+        return True
+
     def _place_grant(self, grant: _Grant, now: int, records: list[bytes]) -> Ownership:
         session = self._session(grant.session_id)
         if session is None:
@@ -334,7 +344,11 @@ class GroupCommit:
     def _place(
         self, entry: AppendEntry, recorded_at_us: int, stored: list[CommittedBatch], records: list[bytes]
     ) -> AppendAnswer:
-        session = self._session(entry.session_id)
+        try:
+            session = self._session(entry.session_id)
+        except GreenroomError:  # its writer ends; whoever takes the session over is told what is wrong
+            _log.exception("session_not_readable", session_id=entry.session_id)
+            session = None
         if session is None:
             return AppendAnswer(AppendStatus.FENCED, 0, 0)
         head = session.head

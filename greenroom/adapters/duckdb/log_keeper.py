@@ -11,14 +11,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ...domain.errors import GreenroomError
+from ...domain.errors import GreenroomError, InvalidOperation
 from ...domain.hash_chain import chain_start
 from ...domain.part_merging import parts_to_merge
 from ..clock import now_us
 from ..logs import get_logger
 from .backup import BackupOrder
 from .chunks import SealedBatch
-from .duckdb_files import heads_of, wal_of
+from .duckdb_files import heads_of, storage_error, wal_of
 from .group_commit import GroupCommit
 from .log_file import Grant, Link, LogFile, SessionSpan
 from .log_sources import CurrentSources, LogSources
@@ -162,9 +162,12 @@ class LogKeeper:
     def _copy(self, log: LogFile, work: Path) -> tuple[str, str]:
         """Another process cannot open a file that this one has open: it gets a copy."""
         copy = work / log.path.name
-        shutil.copyfile(log.path, copy)
-        if wal_of(log.path).exists():
-            shutil.copyfile(wal_of(log.path), wal_of(copy))
+        try:
+            shutil.copyfile(log.path, copy)
+            if wal_of(log.path).exists():
+                shutil.copyfile(wal_of(log.path), wal_of(copy))
+        except OSError as exc:
+            raise storage_error(exc, log.path) from exc
         return str(copy), str(self._folder.journal_path(log.number))
 
     async def _next_part(self) -> Path:
@@ -335,8 +338,7 @@ class LogKeeper:
 
     async def _import_empty(self, head: ArchiveHead) -> None:
         """A session that was owned and has no events: its epoch counts all the same."""
-        await self.prepare()
-        session_key, _ = await asyncio.wrap_future(self._writer.set_aside(1, 0))
+        session_key, _ = await self._set_aside(1, 0)
         async with self._manifest_lock:
             await self.change_manifest(next_session_key=max(self.manifest.next_session_key, session_key + 1))
         grant = Grant(session_key, head.session_id, head.epoch, "", now_us())
@@ -357,9 +359,8 @@ class LogKeeper:
         self, order: Callable[[Path, int, int], tuple[str, dict[str, Any]]], *, sessions: int, batches: int
     ) -> None:
         """Add a part that another process makes of what comes from elsewhere, and fold it into the records."""
-        await self.prepare()
         async with self._busy:
-            first_key, first_batch = await asyncio.wrap_future(self._writer.set_aside(sessions, batches))
+            first_key, first_batch = await self._set_aside(sessions, batches)
             output = await self._next_part()
             answer = await run_maintenance(*order(output, first_key, first_batch))
             part = await self._open_part(output, answer)
@@ -372,6 +373,15 @@ class LogKeeper:
                 )
             self._sources.change(lambda now: replace(now, parts=(*now.parts, part[1])))
         await self.finish_taking_in()
+
+    async def _set_aside(self, sessions: int, batches: int) -> tuple[int, int]:
+        """Numbers for what comes from elsewhere; the writer may turn to the prepared file before it is asked."""
+        while True:
+            await self.prepare()
+            try:
+                return await asyncio.wrap_future(self._writer.set_aside(sessions, batches))
+            except InvalidOperation:
+                _log.info("next_log_file_was_taken", path=str(self._folder.path))
 
     async def finish_taking_in(self) -> None:
         """Fold what came from elsewhere into the records: now, or at the opening after a crash."""

@@ -76,7 +76,7 @@ class _Repair:
                 return RepairReport(kept=None, damaged_files=[], sessions=[])
         manifest = self._manifest()
         self._number = manifest.next_number
-        entries = [self._part(entry) for entry in manifest.parts]
+        entries = [self._part(entry, set(manifest.deleted)) for entry in manifest.parts]
         self._note_damaged_logs(manifest)
         ends = _ends([PartFile(self._folder.part_path(entry.number), entry.number) for entry in entries if entry])
         salvaged = self._salvaged_logs(manifest, dict(ends))
@@ -144,13 +144,13 @@ class _Repair:
                 ends[session_key] = session.span.last_seq, session.span.digest
         return salvaged
 
-    def _part(self, entry: PartEntry) -> PartEntry | None:
+    def _part(self, entry: PartEntry, deleted: set[int]) -> PartEntry | None:
         """The part, or another one in its place with what is left of it."""
         path = self._folder.part_path(entry.number)
         if part_problem(path, entry, believe_time=False) is None:
             return entry
         salvage = salvage_part(path)
-        written = self._write_salvage([salvage], {}, set())
+        written = self._write_salvage([salvage], {}, deleted)
         self._damaged.append(path.name)
         self._replaced += [path, wal_of(path), heads_of(path)]
         return written

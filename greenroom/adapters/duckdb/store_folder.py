@@ -233,7 +233,7 @@ class StoreFolder:
             return
         except ValueError:
             known = {"kept": str(self.path), "problems": ["it was found damaged before"]}
-        raise _damage_error(self.path, known["kept"], known["problems"])
+        raise _damage_error(self.path, known.get("kept", str(self.path)), known.get("problems") or ["it was damaged"])
 
     def _keep_aside(self, paths: Sequence[Path], problems: Sequence[str]) -> GreenroomError:
         """Copies of the damaged files under a dated name; the error that says so. The files stay where they are."""
