@@ -45,6 +45,10 @@ def _file_system(base: Path) -> Generator[Path | None]:
         subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
+LEFT = 10 * MEBIBYTE
+"""Room that the store has to fill by itself."""
+
+
 def _round(mount: Path, dice: random.Random, tally: Tally, number: int) -> None:
     suddenly = number % 2 == 1
     home = mount / f"round-{number}"
@@ -59,7 +63,9 @@ def _round(mount: Path, dice: random.Random, tally: Tally, number: int) -> None:
     lives.home = elsewhere
     life = lives.start(pause_s=0.002, log_bytes=2 * MEBIBYTE, log_batches=400, sessions=8, **options)
     opened = life.wait_until_open()
-    if suddenly:
+    if not suddenly:  # little is left: sealing and compacting give room back, and must not keep up for ever
+        _fill(home / "filler", keep=LEFT)
+    else:
         life.wait(dice.uniform(0.3, 2.0))
         _fill(home / "filler", keep=dice.choice((0, 4096, dice.randint(0, ledger_room))))
     stopped = _until(lambda: life.process.poll() is not None or _stalled(life), RESUME_S)
