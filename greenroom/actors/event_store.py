@@ -3,9 +3,10 @@
 import asyncio
 import os
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -15,15 +16,16 @@ from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.settings import MEMORY_DATA_DIR
 from ..adapters.socket_lane import SocketLaneServer
 from ..adapters.store_options import StoreOptions
+from ..domain.errors import StorageConnectionFailed, StorageFull
 from ..domain.event_log import EventQuery, Ownership, SessionRecords
 from ..domain.run import Run
 from ..domain.session import Session
 from ..domain.verification import Verification
 
-_log = get_logger(__name__)
+if TYPE_CHECKING:  # whoever starts this actor must not pay for DuckDB (23 MB, and its chatter at exit)
+    from ..adapters.duckdb.event_store import DuckDBEventStore
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
+_log = get_logger(__name__)
 
 
 class EventStore:
@@ -35,7 +37,6 @@ class EventStore:
 
     def __init__(self, data_dir: str, shard: int, options: StoreOptions) -> None:
         log_to_stderr()
-        # Here, not at the top: whoever starts this actor must not pay for DuckDB (23 MB, and its chatter at exit).
         from ..adapters.duckdb.event_store import DuckDBEventStore  # noqa: PLC0415
 
         os.umask(0o077)  # the log is for this user's eyes, whatever the data_dir allows
@@ -44,9 +45,25 @@ class EventStore:
         folder = Path(self._scratch.name if self._scratch else data_dir)
         self._shard = shard
         self._data_dir = None if memory else folder
-        self._store = DuckDBEventStore(store_folder(folder, shard), options, on_fatal=_end_process)
-        self._socket = SocketLaneServer(folder / socket_name(shard), self._store.submit)
-        self._opening = asyncio.get_running_loop().create_task(self._open(), name="greenroom-open-store")
+        self._make_store = partial(DuckDBEventStore, store_folder(folder, shard), options, on_fatal=_end_process)
+        self._store = self._make_store()
+        self._socket = SocketLaneServer(folder / socket_name(shard), self._submit)
+        self._opening = self._start_opening()
+
+    def _submit(self, frame: bytes, reply: Callable[[bytes], None]) -> None:
+        self._store.submit(frame, reply)
+
+    def _start_opening(self) -> "asyncio.Task[None]":
+        return asyncio.get_running_loop().create_task(self._open(), name="greenroom-open-store")
+
+    async def _opened(self) -> "DuckDBEventStore":
+        """The store, once it is open. Opening that failed for want of what may come back, such as room on the disk, is
+        tried again by the next call."""
+        if self._opening.done() and isinstance(self._opening.exception(), StorageFull | StorageConnectionFailed):
+            self._store = self._make_store()
+            self._opening = self._start_opening()
+        await asyncio.shield(self._opening)
+        return self._store
 
     async def _open(self) -> None:
         from ..adapters.duckdb.migration import upgrade  # noqa: PLC0415  loads DuckDB
@@ -59,13 +76,9 @@ class EventStore:
         except OSError:
             _log.exception("no_socket_lane", path=str(self._socket.path))  # the Ray lane works from everywhere
 
-    async def _when_open(self, work: Callable[_P, Awaitable[_R]], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        await asyncio.shield(self._opening)
-        return await work(*args, **kwargs)
-
     async def hello(self) -> dict[str, Any]:
         """Where its fast lane is: node and path of the socket. Raises the reason if the file does not open."""
-        await asyncio.shield(self._opening)
+        await self._opened()
         return {
             "node_id": ray.get_runtime_context().get_node_id(),
             "socket": str(self._socket.path),
@@ -74,90 +87,90 @@ class EventStore:
 
     async def append(self, frame: bytes) -> bytes:
         """The Ray lane: a frame of batches in, its answers out."""
-        return await self._when_open(self._store.append, frame)
+        return await (await self._opened()).append(frame)
 
     async def put_artifact(self, session_id: str, content: bytes) -> str:
-        return await self._when_open(self._store.put_artifact, session_id, content)
+        return await (await self._opened()).put_artifact(session_id, content)
 
     async def artifact(self, session_id: str, reference: str) -> bytes:
-        return await self._when_open(self._store.artifact, session_id, reference)
+        return await (await self._opened()).artifact(session_id, reference)
 
     async def is_short_of_room(self) -> bool:
-        return await self._when_open(self._store.is_short_of_room)
+        return await (await self._opened()).is_short_of_room()
 
     async def grant(self, session_id: str, owner: str) -> Ownership:
-        return await self._when_open(self._store.grant, session_id, owner)
+        return await (await self._opened()).grant(session_id, owner)
 
     async def read(self, session_id: str, query: EventQuery, wait_s: float = 0) -> list[Slab]:
-        return await self._when_open(self._store.read, session_id, query, wait_s=wait_s)
+        return await (await self._opened()).read(session_id, query, wait_s=wait_s)
 
     async def load(self, session_id: str) -> SessionRecords:
-        return await self._when_open(self._store.load, session_id)
+        return await (await self._opened()).load(session_id)
 
     async def owner(self, session_id: str) -> str | None:
-        return await self._when_open(self._store.owner, session_id)
+        return await (await self._opened()).owner(session_id)
 
     async def find_session(self, session_id: str) -> Session | None:
-        return await self._when_open(self._store.find_session, session_id)
+        return await (await self._opened()).find_session(session_id)
 
     async def find_session_by_key(self, idempotency_key: str) -> str | None:
-        return await self._when_open(self._store.find_session_by_key, idempotency_key)
+        return await (await self._opened()).find_session_by_key(idempotency_key)
 
     async def find_run(self, run_id: str) -> Run | None:
-        return await self._when_open(self._store.find_run, run_id)
+        return await (await self._opened()).find_run(run_id)
 
     async def find_run_by_key(self, session_id: str, idempotency_key: str) -> str | None:
-        return await self._when_open(self._store.find_run_by_key, session_id, idempotency_key)
+        return await (await self._opened()).find_run_by_key(session_id, idempotency_key)
 
     async def list_sessions(self, filters: dict[str, Any]) -> list[Session]:
-        return await self._when_open(self._store.list_sessions, **filters)
+        return await (await self._opened()).list_sessions(**filters)
 
     async def list_runs(self, filters: dict[str, Any]) -> list[Run]:
-        return await self._when_open(self._store.list_runs, **filters)
+        return await (await self._opened()).list_runs(**filters)
 
     async def sessions_with_open_runs(self) -> list[str]:
-        return await self._when_open(self._store.sessions_with_open_runs)
+        return await (await self._opened()).sessions_with_open_runs()
 
     async def sessions_of(self, owner: str) -> list[str]:
-        return await self._when_open(self._store.sessions_of, owner)
+        return await (await self._opened()).sessions_of(owner)
 
     async def save_tools(self, session_id: str, tools: bytes) -> None:
-        await self._when_open(self._store.save_tools, session_id, tools)
+        await (await self._opened()).save_tools(session_id, tools)
 
     async def tools(self, session_id: str) -> bytes | None:
-        return await self._when_open(self._store.tools, session_id)
+        return await (await self._opened()).tools(session_id)
 
     async def verify_session(self, session_id: str) -> Verification:
-        return await self._when_open(self._store.verify_session, session_id)
+        return await (await self._opened()).verify_session(session_id)
 
     async def delete_session(self, session_id: str) -> None:
-        await self._when_open(self._store.delete_session, session_id)
+        await (await self._opened()).delete_session(session_id)
 
     async def export_session(self, session_id: str, path: Path) -> int:
-        return await self._when_open(self._store.export_session, session_id, path)
+        return await (await self._opened()).export_session(session_id, path)
 
     async def import_session(self, session_id: str, path: Path) -> None:
-        await self._when_open(self._store.import_session, path)
+        await (await self._opened()).import_session(path)
 
     async def compact(self) -> None:
-        await self._when_open(self._store.compact)
+        await (await self._opened()).compact()
 
     async def back_up(self, target: Path) -> int:
         """Copy this store into the backup of the data_dir."""
-        return await self._when_open(self._store.back_up, store_folder(target, self._shard))
+        return await (await self._opened()).back_up(store_folder(target, self._shard))
 
     async def expired_sessions(self, statuses: Sequence[str], before_us: int) -> list[str]:
-        return await self._when_open(self._store.expired_sessions, statuses, before_us)
+        return await (await self._opened()).expired_sessions(statuses, before_us)
 
     async def refresh_mirror(self) -> Path:
-        return await self._when_open(self._store.refresh_mirror)
+        return await (await self._opened()).refresh_mirror()
 
     async def query(self, paths: list[Path], sql: str, params: Any, limit: int, tenant: str | None) -> tuple[Any, ...]:
         """Columns, packed rows, and whether there were more."""
-        return tuple(await self._when_open(self._store.query, paths, sql, params, limit=limit, tenant=tenant))
+        return tuple(await (await self._opened()).query(paths, sql, params, limit=limit, tenant=tenant))
 
     async def counts(self) -> dict[str, int]:
-        return await self._when_open(self._store.counts)
+        return await (await self._opened()).counts()
 
     async def close(self) -> None:
         """Commit what has arrived and close the file; nothing can be called after."""

@@ -3,8 +3,10 @@
 # pyright: reportPrivateUsage=false
 
 import asyncio
+import errno
 import gzip
 import multiprocessing
+import os
 import random
 import shutil
 import threading
@@ -26,6 +28,7 @@ from greenroom.adapters.duckdb.backup import restore_store
 from greenroom.adapters.duckdb.head_journal import HeadJournal
 from greenroom.adapters.duckdb.log_file import scan_rows
 from greenroom.adapters.duckdb.log_sources import CurrentSources
+from greenroom.adapters.duckdb.manifest import Manifest
 from greenroom.adapters.duckdb.part_file import scan_part
 from greenroom.adapters.duckdb.session_transfer import ImportOrder, import_session
 from greenroom.adapters.duckdb.store_folder import StoreFolder
@@ -1054,6 +1057,46 @@ async def test_a_reader_does_not_bring_a_session_back_that_is_being_deleted(
         with pytest.raises(SessionNotFound):
             await events_of(store)
         await client.aclose()
+
+
+async def test_a_deletion_that_the_disk_refuses_in_the_middle_is_told_and_carried_out_later(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(path) as store:
+        client = EventLogClient(store)
+        await written(store, client, ["ses_1", "ses_2"], 10)
+        room = threading.Event()
+        write = StoreFolder.write_manifest
+
+        def refused(folder: StoreFolder, manifest: Manifest) -> None:
+            if not room.is_set():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write(folder, manifest)
+
+        monkeypatch.setattr(StoreFolder, "write_manifest", refused)
+        with pytest.raises(StorageFull):
+            await store.delete_session("ses_1")
+        with pytest.raises(InvalidOperation):
+            await store.grant("ses_1", "somebody")
+        assert 10 == len(await events_of(store, "ses_2"))
+        room.set()
+        async with asyncio.timeout(PATIENCE_S):
+            with suppress(SessionNotFound):
+                while await events_of(store):
+                    await asyncio.sleep(0.01)
+        await client.aclose()
+    async with opened(path) as store:
+        assert ["ses_2"] == await store.session_ids()
+
+
+async def test_nothing_is_deleted_while_the_disk_has_no_room_for_the_note_of_it(path: Path) -> None:
+    async with opened(path) as store:
+        await written(store, EventLogClient(store), ["ses_1"], 10)
+    async with opened(path, StoreOptions(reserve_bytes=1 << 60)) as store:
+        with pytest.raises(StorageFull):
+            await store.delete_session("ses_1")
+
+        assert 10 == len(await events_of(store))
 
 
 async def test_an_append_under_way_does_not_bring_a_session_back_that_was_deleted(path: Path, journal: Gate) -> None:

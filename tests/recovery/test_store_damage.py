@@ -3,12 +3,13 @@
 import asyncio
 import itertools
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +24,14 @@ from greenroom.adapters.duckdb.part_file import PartFile
 from greenroom.adapters.duckdb.repair import RepairReport, repair_store
 from greenroom.adapters.duckdb.store_folder import StoreFolder
 from greenroom.adapters.event_log_client import EventLogClient
-from greenroom.domain.errors import InvalidCursor, ResyncRequired, SessionNotFound, StorageError, WriterFenced
+from greenroom.domain.errors import (
+    InvalidCursor,
+    ResyncRequired,
+    SessionNotFound,
+    StorageConnectionFailed,
+    StorageError,
+    WriterFenced,
+)
 from greenroom.domain.event import Event
 from greenroom.domain.event_log import EventQuery, Ownership
 from tests.conformance.event_log_suite import Writer, created, event, queued, sent
@@ -65,6 +73,46 @@ async def main():
 asyncio.run(main())
 """
     assert -signal.SIGKILL == subprocess.run([sys.executable, "-c", script], check=False).returncode
+
+
+@contextmanager
+def all_file_handles_taken_but(spare: int) -> Generator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    taken: list[int] = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(spare):
+            os.close(taken.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for handle in taken:
+            os.close(handle)
+
+
+async def test_a_store_that_finds_no_free_file_handle_is_not_damaged(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (store, client):
+        await write_a_whole_life(store, client)
+    refused = 0
+    for spare in range(24):
+        with all_file_handles_taken_but(spare):
+            try:
+                folder = StoreFolder(tmp_path, lock_wait_s=0)
+            except StorageConnectionFailed:
+                refused += 1
+                continue
+            try:
+                folder.open()
+            except StorageConnectionFailed:
+                refused += 1
+        folder.release()
+    assert refused >= 3
+
+    async with opened(tmp_path) as (store, client):
+        assert [] == [path for path in tmp_path.iterdir() if "damage" in path.name]
 
 
 async def write_a_whole_life(store: DirectStore, client: EventLogClient) -> None:

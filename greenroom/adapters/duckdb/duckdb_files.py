@@ -1,5 +1,6 @@
 """Opening DuckDB files, what their errors mean here, and making files last."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -42,16 +43,34 @@ def first_row(
     return rows[0] if rows else None
 
 
-_TRANSLATION: tuple[tuple[Callable[[str], bool], type[GreenroomError], str], ...] = (
+_MACHINE_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM)
+"""Why a file cannot be opened though nothing is wrong with it."""
+
+
+def is_machine_trouble(exc: Exception) -> bool:
+    """Whether the error speaks of the process and its machine, and not of what a file holds."""
+    if isinstance(exc, OSError):
+        return exc.errno in _MACHINE_TROUBLE
+    return "Cannot open file" in str(exc) and any(os.strerror(number) in str(exc) for number in _MACHINE_TROUBLE)
+
+
+_TRANSLATION: tuple[tuple[Callable[[Exception], bool], type[GreenroomError], str], ...] = (
     (
-        lambda text: "Could not set lock on file" in text,  # no looser: a damaged file has a wrong checksum "in block"
+        lambda exc: (
+            "Could not set lock on file" in str(exc)
+        ),  # no looser: a damaged file has a wrong checksum "in block"
         StorageConnectionFailed,
         "Another process uses this file of the event store. Stop it, or use another data_dir",
     ),
     (
-        lambda text: "o space left" in text or "quota exceeded" in text,
+        lambda exc: "o space left" in str(exc) or "quota exceeded" in str(exc),
         StorageFull,
         "There is no room left on the disk of the event store. Free some",
+    ),
+    (
+        is_machine_trouble,
+        StorageConnectionFailed,
+        "A file of the event store cannot be opened, and not for what it holds. See to what the system says",
     ),
 )
 
@@ -60,7 +79,7 @@ def storage_error(exc: Exception, path: Path | str) -> GreenroomError:
     """What an error of DuckDB or of the file system means here."""
     text = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
     for applies, error, message in _TRANSLATION:
-        if applies(str(exc)):
+        if applies(exc):
             return error(f"{message}: {path} ({text}).", details={"path": str(path), "pid": os.getpid()})
     return StorageError(f"The event store failed: {text} ({path}).", details={"path": str(path)})
 

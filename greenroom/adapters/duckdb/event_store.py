@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ...domain.artifact_store import ArtifactStore
-from ...domain.errors import AlreadyExists, InvalidCursor, QueueFull, SessionNotFound, StorageFull, StorageReadFailed
+from ...domain.errors import (
+    AlreadyExists,
+    GreenroomError,
+    InvalidCursor,
+    QueueFull,
+    SessionNotFound,
+    StorageFull,
+    StorageReadFailed,
+)
 from ...domain.event_log import EventQuery, Ownership, SessionRecords
 from ...domain.run import Run
 from ...domain.session import Session
@@ -17,9 +25,11 @@ from ..append_frames import AppendAnswer, decode_frame, encode_answers
 from ..clock import now_us
 from ..event_codec import Slab
 from ..event_selection import EventSelection
+from ..logs import get_logger
 from ..recent_batches import RecentBatches
 from ..room_watch import Room
 from ..store_options import StoreOptions
+from .duckdb_files import storage_error
 from .group_commit import CommittedGroup, WriterCallbacks
 from .log_sources import LogSources
 from .open_store import OpenStore, open_store
@@ -28,6 +38,8 @@ from .query_runner import QueryAnswer
 from .record_tables import RecordTables
 from .session_archive import read_head
 from .verification import verify_session
+
+_log = get_logger(__name__)
 
 RECENT_BYTES = 64 * 1024 * 1024
 """How much of the newest events is kept in memory, over all sessions: what follows live streams reads from there."""
@@ -40,6 +52,8 @@ MAX_RECENT_CALLS = 10_000
 """Newest runs of a session whose call ids an owner gets when it takes the session over."""
 
 _READER_THREADS = 2
+
+_DELETE_RETRY_S = 1.0
 
 ResultT = TypeVar("ResultT")
 
@@ -157,6 +171,9 @@ class DuckDBEventStore:
 
     async def is_short_of_room(self) -> bool:
         """Whether new work should be refused, as of now."""
+        return await self._look_for_room() is not Room.PLENTY
+
+    async def _look_for_room(self) -> Room:
         return await asyncio.wrap_future(self._store.writer.between_groups(self._store.writer.look_for_room))
 
     async def grant(self, session_id: str, owner: str) -> Ownership:
@@ -373,27 +390,50 @@ class DuckDBEventStore:
 
     async def delete_session(self, session_id: str) -> None:
         """Forget the session: when this returns nobody can read it or write it, and nothing brings it back. Its bytes
-        leave the files when they are next compacted. SessionNotFound if there is none. Once begun it is carried out,
-        also when the caller gives up."""
-        deleting = self._loop.create_task(self._delete_session(session_id))
-        self._tasks.add(deleting)
-        deleting.add_done_callback(self._tasks.discard)
-        await asyncio.shield(deleting)
+        leave the files when they are next compacted. SessionNotFound if there is none, StorageFull while the disk has
+        no room for the note of it; then nothing was changed.
 
-    async def _delete_session(self, session_id: str) -> None:
-        store = self._store
-        session_key = await asyncio.wrap_future(store.writer.forget(session_id))
-        if session_key is None:
-            raise SessionNotFound(details={"session_id": session_id})
-        self._leaving.add(session_id)
+        Once begun it is carried out, also when the caller gives up. If the disk refuses in the middle, the caller is
+        told so, nobody can own the session, and the rest is done when the disk gives way."""
+        told: asyncio.Future[None] = self._loop.create_future()
+        told.add_done_callback(lambda answer: answer.exception())  # whoever asked may be gone
+        self._own(self._delete_session(session_id, told))
+        await asyncio.shield(told)
+
+    async def _delete_session(self, session_id: str, told: "asyncio.Future[None]") -> None:
         try:
-            await store.keeper.delete(session_key)
-            self._ends.pop(session_id, None)
-            self._recent.forget(session_id)
-            await self._forget_traces(session_id)
-            self._query.forget(session_id)
-        finally:
-            self._leaving.discard(session_id)
+            if await self._look_for_room() is Room.FULL:
+                raise StorageFull
+            session_key = await asyncio.wrap_future(self._store.writer.forget(session_id))
+            if session_key is None:
+                raise SessionNotFound(details={"session_id": session_id})
+        except GreenroomError as exc:
+            told.set_exception(exc)
+            return
+        self._leaving.add(session_id)
+        while not await self._is_deleted(session_id, session_key, told) and self.is_open:
+            await asyncio.sleep(_DELETE_RETRY_S)  # no event to wait for: nobody tells when the disk gives way
+
+    async def _is_deleted(self, session_id: str, session_key: int, told: "asyncio.Future[None]") -> bool:
+        try:
+            await self._delete(session_id, session_key)
+        except Exception as exc:  # noqa: BLE001  logged, told, and tried again
+            _log.exception("deletion_will_be_tried_again", session_id=session_id)
+            if not told.done():
+                told.set_exception(storage_error(exc, self.path) if isinstance(exc, OSError) else exc)
+            return False
+        if not told.done():
+            told.set_result(None)
+        return True
+
+    async def _delete(self, session_id: str, session_key: int) -> None:
+        store = self._store
+        await store.keeper.delete(session_key)
+        self._ends.pop(session_id, None)
+        self._recent.forget(session_id)
+        await self._forget_traces(session_id)
+        self._query.forget(session_id)
+        self._leaving.discard(session_id)
         await asyncio.wrap_future(store.writer.forgotten(session_id))
         self._wake(session_id)
 

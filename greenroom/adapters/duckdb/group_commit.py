@@ -202,10 +202,10 @@ class GroupCommit:
         """The name is free again: no trace is left that a new session could take for its own, or all is there."""
         return self.between_groups(lambda: self._leaving.discard(session_id))
 
-    def look_for_room(self) -> bool:
-        """Whether new work should be refused. In the writer's thread."""
+    def look_for_room(self) -> Room:
+        """What there is now. In the writer's thread."""
         self.room = self._room_watch.look()
-        return self.room is not Room.PLENTY
+        return self.room
 
     def set_aside(self, sessions: int, batches: int) -> "Future[tuple[int, int]]":
         """The first of so many session keys and of so many numbers of batches, for what comes from elsewhere.

@@ -120,7 +120,8 @@ class LogKeeper:
     async def delete(self, session_key: int) -> None:
         """From now on the session's rows do not count, whatever happens: the point of no return."""
         async with self._manifest_lock:
-            await self.change_manifest(deleted=(*self.manifest.deleted, session_key))
+            if session_key not in self.manifest.deleted:
+                await self.change_manifest(deleted=(*self.manifest.deleted, session_key))
 
     # Sealing
 

@@ -10,9 +10,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...domain.errors import GreenroomError, InvalidFormat, StorageConnectionFailed, StorageError, StorageFull
+from ...domain.errors import GreenroomError, InvalidFormat, StorageConnectionFailed, StorageError
 from ..logs import get_logger
-from .duckdb_files import LOCK_WAIT_S, StoreLock, digest_file, heads_of, remove_database, wal_of, write_whole
+from .duckdb_files import (
+    LOCK_WAIT_S,
+    StoreLock,
+    digest_file,
+    heads_of,
+    is_machine_trouble,
+    remove_database,
+    storage_error,
+    wal_of,
+    write_whole,
+)
 from .head_journal import HeadJournal
 from .log_file import Damage, Link, LogFile, check_log
 from .manifest import MANIFEST_NAME, Manifest, PartEntry, read_manifest, write_manifest
@@ -25,7 +35,6 @@ RECORDS_NAME = "records.duckdb"
 ARTIFACTS_NAME = "artifacts"
 DAMAGE_NAME = "damage.json"
 _LOCK_NAME = "store.lock"
-_NOT_DAMAGE = (StorageConnectionFailed, StorageFull, InvalidFormat)
 
 
 class OpenLog(NamedTuple):
@@ -98,7 +107,14 @@ class StoreFolder:
 
     def open(self) -> Found:
         """Everything, compared with what was acknowledged. StorageError that names what is damaged, and where a copy of
-        it was kept; then nothing in the folder was changed."""
+        it was kept; then nothing in the folder was changed. StorageConnectionFailed, StorageFull for trouble of the
+        machine, which says nothing of the files."""
+        try:
+            return self._open()
+        except OSError as exc:
+            raise storage_error(exc, self.path) from exc
+
+    def _open(self) -> Found:
         self._refuse_known_damage()
         manifest = self._manifest()
         parts = tuple(self._part(entry) for entry in manifest.parts)
@@ -114,8 +130,6 @@ class StoreFolder:
         try:
             manifest = read_manifest(self.path)
         except StorageError as exc:
-            if isinstance(exc, _NOT_DAMAGE):
-                raise
             raise self._keep_aside([self.path / MANIFEST_NAME], [str(exc)]) from exc
         if manifest is not None:
             return manifest
@@ -137,8 +151,6 @@ class StoreFolder:
         try:
             return PartFile(path, entry.number)
         except StorageError as exc:
-            if isinstance(exc, _NOT_DAMAGE):
-                raise
             raise self._keep_aside([path, heads_of(path)], [str(exc)]) from exc
 
     def _log_file(
@@ -147,9 +159,11 @@ class StoreFolder:
         path, journal = self.log_path(number), self.journal_path(number)
         try:
             checked = check_log(path, journal, earlier, deleted)
-        except (StorageError, InvalidFormat, OSError) as exc:
-            if isinstance(exc, (StorageConnectionFailed, StorageFull)):
+        except OSError as exc:
+            if is_machine_trouble(exc):
                 raise
+            raise self._keep_aside([path, wal_of(path), journal], [str(exc)]) from exc
+        except (StorageError, InvalidFormat) as exc:
             raise self._keep_aside([path, wal_of(path), journal], [str(exc)]) from exc
         if checked.damage:
             raise self._keep_aside([path, wal_of(path), journal], _problems(path, checked.damage))
@@ -174,8 +188,6 @@ class StoreFolder:
         try:
             records = opening(self.records_path)
         except StorageError as exc:
-            if isinstance(exc, _NOT_DAMAGE):
-                raise
             raise self._keep_aside([self.records_path, wal_of(self.records_path)], [str(exc)]) from exc
         watermark = records.tables.watermark
         if not manifest.sealed_batch <= watermark <= newest_batch:
