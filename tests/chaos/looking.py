@@ -46,8 +46,8 @@ async def look(
     looking = asyncio.create_task(_look(store, names, found, known if probe else None, seals=seals))
     await asyncio.wait((looking, fatal), timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
     if looking.done() and not fatal.done():
-        looking.result()
         await store.close()
+        looking.result()
         return found
     looking.cancel()
     why = f"it would have ended its process: {fatal.result()}" if fatal.done() else "it does not answer any more"
@@ -112,7 +112,12 @@ async def _all_events(client: EventLogClient, name: str) -> list[Event]:
 
 
 async def _append(client: EventLogClient, name: str, found: Look, known: Ledger | None) -> None:
-    writer = await Writer.of(client, name)
+    try:
+        writer = await Writer.of(client, name)
+    except GreenroomError as exc:
+        if name not in found.unverified:  # one whose end cannot be read takes nothing more, and verification says so
+            found.problems.append(f"{name} takes no owner: {exc.message}")
+        return
     try:
         committed = await asyncio.wait_for(writer.append(plain_event("probe")), 20)
     except TimeoutError:

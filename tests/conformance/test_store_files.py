@@ -1090,6 +1090,36 @@ async def test_a_deletion_that_the_disk_refuses_in_the_middle_is_told_and_carrie
         assert ["ses_2"] == await store.session_ids()
 
 
+async def test_a_file_stays_that_a_manifest_names_whose_writing_failed_at_its_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(path) as store:
+        client = EventLogClient(store)
+        await written(store, client, ["ses_1"], 10)
+        write, failed = StoreFolder.write_manifest, list[Manifest]()
+
+        def written_and_failed(folder: StoreFolder, manifest: Manifest) -> None:
+            write(folder, manifest)
+            if not failed:
+                failed.append(manifest)
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(StoreFolder, "write_manifest", written_and_failed)
+        with pytest.raises(OSError, match="Input/output"):
+            await store._store.keeper.prepare()
+        made: list[Path] = []
+        new_log = StoreFolder.new_log
+        monkeypatch.setattr(
+            StoreFolder,
+            "new_log",
+            lambda folder, number: made.append(folder.log_path(number)) or new_log(folder, number),
+        )
+        await store._store.keeper.prepare()
+
+        assert failed[0].logs[-1] not in [int(one.stem.removeprefix("log-")) for one in made]
+        await client.aclose()
+
+
 async def test_nothing_is_deleted_while_the_disk_has_no_room_for_the_note_of_it(path: Path) -> None:
     async with opened(path) as store:
         await written(store, EventLogClient(store), ["ses_1"], 10)

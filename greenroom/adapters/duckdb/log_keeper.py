@@ -80,7 +80,12 @@ class LogKeeper:
     async def change_manifest(self, **changes: Any) -> None:
         """Write a manifest with these changes in the place of the one before."""
         changed = self.manifest.changed(**changes)
-        await self._in_thread(self._folder.write_manifest, changed)
+        try:
+            await self._in_thread(self._folder.write_manifest, changed)
+        except BaseException:
+            # It may lie on the disk all the same: the numbers of files that it names are not given out again.
+            self.manifest = self.manifest.changed(next_number=changed.next_number)
+            raise
         self.manifest = changed
 
     # The file that is written to next
