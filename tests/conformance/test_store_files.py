@@ -23,7 +23,7 @@ from greenroom.adapters import event_log_client, room_watch
 from greenroom.adapters.append_frames import AppendEntry, encode_frame
 from greenroom.adapters.artifact_folder import ArtifactFolder
 from greenroom.adapters.direct_lane import DirectStore
-from greenroom.adapters.duckdb import group_commit, log_keeper
+from greenroom.adapters.duckdb import group_commit, log_file, log_keeper
 from greenroom.adapters.duckdb.backup import restore_store
 from greenroom.adapters.duckdb.head_journal import HeadJournal
 from greenroom.adapters.duckdb.log_file import scan_rows
@@ -31,7 +31,7 @@ from greenroom.adapters.duckdb.log_sources import CurrentSources
 from greenroom.adapters.duckdb.manifest import Manifest
 from greenroom.adapters.duckdb.part_file import scan_part
 from greenroom.adapters.duckdb.session_transfer import ImportOrder, import_session
-from greenroom.adapters.duckdb.store_folder import StoreFolder
+from greenroom.adapters.duckdb.store_folder import OpenLog, StoreFolder
 from greenroom.adapters.event_codec import BatchEncoder, decode_slab
 from greenroom.adapters.event_log_client import EventLogClient
 from greenroom.adapters.recent_batches import RecentBatches
@@ -1107,17 +1107,60 @@ async def test_a_file_stays_that_a_manifest_names_whose_writing_failed_at_its_en
         monkeypatch.setattr(StoreFolder, "write_manifest", written_and_failed)
         with pytest.raises(OSError, match="Input/output"):
             await store._store.keeper.prepare()
-        made: list[Path] = []
+        made: list[int] = []
         new_log = StoreFolder.new_log
-        monkeypatch.setattr(
-            StoreFolder,
-            "new_log",
-            lambda folder, number: made.append(folder.log_path(number)) or new_log(folder, number),
-        )
+
+        def noted(folder: StoreFolder, number: int) -> OpenLog:
+            made.append(number)
+            return new_log(folder, number)
+
+        monkeypatch.setattr(StoreFolder, "new_log", noted)
         await store._store.keeper.prepare()
 
-        assert failed[0].logs[-1] not in [int(one.stem.removeprefix("log-")) for one in made]
+        assert failed[0].logs[-1] not in made
         await client.aclose()
+
+
+async def test_a_log_file_that_could_not_be_made_is_not_mistaken_for_the_next_try(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[Path] = []
+
+    async with opened(path) as store:
+        keeper = store._store.keeper
+        schema = log_file.files
+
+        def broken(package: str) -> Any:
+            if failed:
+                return schema(package)
+            failed.append(path)
+            return _Text("CREATE TABLE batches (x INTEGER); SELECT error('the disk said no');")
+
+        monkeypatch.setattr(log_file, "files", broken)
+        with pytest.raises(GreenroomError):
+            await keeper.prepare()
+        await keeper.prepare()
+        client = EventLogClient(store)
+        await keeper.freeze()
+        await written(store, client, ["ses_1"], 5)
+        before = await events_of(store)
+        await client.aclose()
+
+    async with opened(path) as store:
+        assert before == await events_of(store)
+
+
+class _Text:
+    """A resource of a package that a test made up."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def joinpath(self, name: str) -> "_Text":
+        return self
+
+    def read_text(self) -> str:
+        return self._text
 
 
 async def test_nothing_is_deleted_while_the_disk_has_no_room_for_the_note_of_it(path: Path) -> None:

@@ -130,6 +130,7 @@ class LogFile:
             connection.execute("INSERT INTO meta VALUES ('layout', ?)", [str(LAYOUT_VERSION)])
             connection.execute("CHECKPOINT")  # replaying a log with DDL in it took part in most replay bugs
         except duckdb.Error as exc:
+            connection.close()  # else who opens the path next in this process gets this database, whatever lies there
             raise storage_error(exc, path) from exc
         return cls(path, number, connection, LogContents(), writable=True)
 

@@ -107,7 +107,11 @@ class LogKeeper:
             if self._writer.has_prepared or self._closing:
                 return
             number = self.manifest.next_number
-            log = await self._in_thread(self._folder.new_log, number)
+            try:
+                log = await self._in_thread(self._folder.new_log, number)
+            except BaseException:
+                self.manifest = self.manifest.changed(next_number=number + 1)  # nothing is made in place of what failed
+                raise
             await self.change_manifest(logs=(*self.manifest.logs, number), next_number=number + 1)
             self._writer.prepare(log)
 

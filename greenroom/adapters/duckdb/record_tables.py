@@ -111,18 +111,21 @@ class RecordTables:
         fresh = self._path.with_name(self._path.name + ".new")
         remove_database(fresh)
         self._connection.execute(f"ATTACH '{_quoted(fresh)}' AS fresh")
-        self._connection.execute(f"COPY FROM DATABASE {self._path.stem} TO fresh")
-        self._connection.execute("CHECKPOINT fresh")
-        self._connection.execute("DETACH fresh")
+        try:
+            self._connection.execute(f"COPY FROM DATABASE {self._path.stem} TO fresh")
+            self._connection.execute("CHECKPOINT fresh")
+        finally:
+            self._connection.execute("DETACH fresh")
         sync_file(fresh)
+        self._connection.execute("CHECKPOINT")  # so that no log of the old file lies beside the new one
         with self._lookup_lock:
-            self._lookup.close()
-            self._connection.close()
-            wal_of(self._path).unlink(missing_ok=True)
-            fresh.replace(self._path)
-            sync_directory(self._path.parent)
-            self._connection = connect(self._path)
-            self._lookup = self._connection.cursor()
+            self.close()
+            try:
+                fresh.replace(self._path)
+                sync_directory(self._path.parent)
+            finally:
+                self._connection = connect(self._path)
+                self._lookup = self._connection.cursor()
 
     def reopen(self) -> None:
         """Begin anew from the file: a commit that failed leaves a connection that can do nothing more."""
