@@ -16,7 +16,7 @@ from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.settings import MEMORY_DATA_DIR
 from ..adapters.socket_lane import SocketLaneServer
 from ..adapters.store_options import StoreOptions
-from ..domain.errors import StorageConnectionFailed, StorageFull
+from ..domain.errors import StorageConnectionFailed, StorageFull, StorageWriteFailed
 from ..domain.event_log import EventQuery, Ownership, SessionRecords
 from ..domain.run import Run
 from ..domain.session import Session
@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # whoever starts this actor must not pay for DuckDB (23 MB, a
     from ..adapters.duckdb.event_store import DuckDBEventStore
 
 _log = get_logger(__name__)
+
+_MAY_PASS = (StorageFull, StorageConnectionFailed, StorageWriteFailed)
 
 
 class EventStore:
@@ -59,7 +61,7 @@ class EventStore:
     async def _opened(self) -> "DuckDBEventStore":
         """The store, once it is open. Opening that failed for want of what may come back, such as room on the disk, is
         tried again by the next call."""
-        if self._opening.done() and isinstance(self._opening.exception(), StorageFull | StorageConnectionFailed):
+        if self._opening.done() and isinstance(self._opening.exception(), _MAY_PASS):
             self._store = self._make_store()
             self._opening = self._start_opening()
         await asyncio.shield(self._opening)
@@ -103,6 +105,9 @@ class EventStore:
 
     async def read(self, session_id: str, query: EventQuery, wait_s: float = 0) -> list[Slab]:
         return await (await self._opened()).read(session_id, query, wait_s=wait_s)
+
+    async def end_of(self, session_id: str, run_id: str | None) -> tuple[int, int | None]:
+        return await (await self._opened()).end_of(session_id, run_id)
 
     async def load(self, session_id: str) -> SessionRecords:
         return await (await self._opened()).load(session_id)

@@ -11,7 +11,7 @@ from typing import Any
 
 import duckdb
 
-from ...domain.errors import GreenroomError, StorageConnectionFailed, StorageError, StorageFull
+from ...domain.errors import GreenroomError, StorageConnectionFailed, StorageError, StorageFull, StorageWriteFailed
 
 LOCK_WAIT_S = 15.0
 """How long opening waits for the lock of a process that is just dying (2-3 s were seen after kill -9)."""
@@ -66,6 +66,11 @@ _TRANSLATION: tuple[tuple[Callable[[Exception], bool], type[GreenroomError], str
         lambda exc: "o space left" in str(exc) or "quota exceeded" in str(exc),
         StorageFull,
         "There is no room left on the disk of the event store. Free some",
+    ),
+    (
+        lambda exc: "fsync failed" in str(exc) or (isinstance(exc, OSError) and exc.errno == errno.EIO),
+        StorageWriteFailed,
+        "The disk of the event store refused to make something last. See to the disk, and to what the system says of it",
     ),
     (
         is_machine_trouble,

@@ -13,6 +13,7 @@ from ...domain.errors import (
     GreenroomError,
     InvalidCursor,
     QueueFull,
+    RunNotFound,
     SessionNotFound,
     StorageFull,
     StorageReadFailed,
@@ -227,6 +228,20 @@ class DuckDBEventStore:
             if slabs or left_s <= 0 or (query.before is not None and last_seq >= query.before - 1):
                 return slabs
             await self._wait_for_commit(session_id, last_seq, left_s)
+
+    async def end_of(self, session_id: str, run_id: str | None) -> tuple[int, int | None]:
+        """The last seq there is, and the seq after which nothing more comes of the session, or of the run; None while
+        that is open. SessionNotFound, RunNotFound."""
+        _, last_seq = await self._end(session_id)
+        if run_id is not None:
+            run = await self.find_run(run_id)
+            if run is None or run.session_id != session_id:
+                raise RunNotFound(
+                    f"Session {session_id} has no run {run_id}.", details={"session_id": session_id, "run_id": run_id}
+                )
+            return last_seq, run.last_seq if run.status.is_terminal else None
+        session = await self.find_session(session_id)
+        return last_seq, last_seq if session is not None and session.status.is_terminal else None
 
     async def _end(self, session_id: str) -> tuple[int, int]:
         known = self._ends.get(session_id)

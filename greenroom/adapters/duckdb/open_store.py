@@ -6,6 +6,7 @@ from pathlib import Path
 from ..artifact_folder import ArtifactFolder
 from ..room_watch import RoomWatch
 from ..store_options import StoreOptions
+from .duckdb_files import storage_error
 from .group_commit import GroupCommit, WriterCallbacks
 from .log_file import Grant, LogFile
 from .log_keeper import LogKeeper
@@ -60,6 +61,9 @@ def open_store(path: Path, options: StoreOptions, callbacks: WriterCallbacks) ->
     folder = StoreFolder(path)
     try:
         return _wire(folder, folder.open(), options, callbacks)
+    except OSError as exc:  # trouble of the machine, which says nothing of the files
+        folder.release()
+        raise storage_error(exc, path) from exc
     except BaseException:
         folder.release()
         raise

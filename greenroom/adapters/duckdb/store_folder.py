@@ -19,7 +19,6 @@ from .duckdb_files import (
     heads_of,
     is_machine_trouble,
     remove_database,
-    storage_error,
     wal_of,
     write_whole,
 )
@@ -107,14 +106,8 @@ class StoreFolder:
 
     def open(self) -> Found:
         """Everything, compared with what was acknowledged. StorageError that names what is damaged, and where a copy of
-        it was kept; then nothing in the folder was changed. StorageConnectionFailed, StorageFull for trouble of the
-        machine, which says nothing of the files."""
-        try:
-            return self._open()
-        except OSError as exc:
-            raise storage_error(exc, self.path) from exc
-
-    def _open(self) -> Found:
+        it was kept; then nothing in the folder was changed. OSError for trouble of the machine, which says
+        nothing of the files."""
         self._refuse_known_damage()
         manifest = self._manifest()
         parts = tuple(self._part(entry) for entry in manifest.parts)
