@@ -42,7 +42,10 @@ class NoTools:
     def specs(self) -> tuple[ToolSpec, ...]:
         return ()
 
-    async def invoke(self, name: str, arguments: dict[str, Any]) -> ToolResult:
+    async def permit(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult | None:
+        return None
+
+    async def invoke(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult:
         raise NotImplementedError
 
 

@@ -1065,7 +1065,7 @@ async def test_a_deletion_that_the_disk_refuses_in_the_middle_is_told_and_carrie
     async with opened(path) as store:
         client = EventLogClient(store)
         await written(store, client, ["ses_1", "ses_2"], 10)
-        before = await events_of(store, "ses_2")
+        before, deleted = await events_of(store, "ses_2"), await events_of(store)
         room = threading.Event()
         write = StoreFolder.write_manifest
 
@@ -1080,6 +1080,8 @@ async def test_a_deletion_that_the_disk_refuses_in_the_middle_is_told_and_carrie
         with pytest.raises(InvalidOperation):
             await store.grant("ses_1", "somebody")
         assert before == await events_of(store, "ses_2")
+        await store.load("ses_2")  # the records follow the log meanwhile
+        crashed = shutil.copytree(path, path.with_name("crashed"))
         room.set()
         async with asyncio.timeout(PATIENCE_S):
             with suppress(SessionNotFound):
@@ -1088,6 +1090,10 @@ async def test_a_deletion_that_the_disk_refuses_in_the_middle_is_told_and_carrie
         await client.aclose()
     async with opened(path) as store:
         assert ["ses_2"] == await store.session_ids()
+    async with opened(crashed) as store:
+        assert deleted == await events_of(store)
+        queued = [one for one in deleted if one.type is EventType.RUN_QUEUED]
+        assert len(queued) == (await store.load("ses_1")).run_count
 
 
 async def test_a_file_stays_that_a_manifest_names_whose_writing_failed_at_its_end(

@@ -70,7 +70,7 @@ _TRANSLATION: tuple[tuple[Callable[[Exception], bool], type[GreenroomError], str
     (
         lambda exc: "fsync failed" in str(exc) or (isinstance(exc, OSError) and exc.errno == errno.EIO),
         StorageWriteFailed,
-        "The disk of the event store refused to make something last. See to the disk, and to what the system says of it",
+        "The disk of the event store refused to make something last. See to the disk, and to what the system says",
     ),
     (
         is_machine_trouble,

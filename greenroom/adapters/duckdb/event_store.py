@@ -409,7 +409,8 @@ class DuckDBEventStore:
         no room for the note of it; then nothing was changed.
 
         Once begun it is carried out, also when the caller gives up. If the disk refuses in the middle, the caller is
-        told so, nobody can own the session, and the rest is done when the disk gives way."""
+        told so, nobody can own the session, and the rest is done when the disk gives way; if the process ends before
+        that, the session is there again, whole."""
         told: asyncio.Future[None] = self._loop.create_future()
         told.add_done_callback(lambda answer: answer.exception())  # whoever asked may be gone
         self._own(self._delete_session(session_id, told))
@@ -419,7 +420,7 @@ class DuckDBEventStore:
         try:
             if await self._look_for_room() is Room.FULL:
                 raise StorageFull
-            session_key = await asyncio.wrap_future(self._store.writer.forget(session_id))
+            session_key = await asyncio.wrap_future(self._store.writer.leave(session_id))
             if session_key is None:
                 raise SessionNotFound(details={"session_id": session_id})
         except GreenroomError as exc:
@@ -443,7 +444,8 @@ class DuckDBEventStore:
 
     async def _delete(self, session_id: str, session_key: int) -> None:
         store = self._store
-        await store.keeper.delete(session_key)
+        await store.keeper.delete(session_key)  # only then may anybody pass over its rows: a crash could bring it back
+        await asyncio.wrap_future(store.writer.forget(session_key))
         self._ends.pop(session_id, None)
         self._recent.forget(session_id)
         await self._forget_traces(session_id)

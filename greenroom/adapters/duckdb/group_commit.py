@@ -187,11 +187,16 @@ class GroupCommit:
         self._inbox.put(_Call(work, done))
         return done
 
-    def forget(self, session_id: str) -> "Future[int | None]":
-        """Know the session no more: nobody can write it from now on, or own it until `forgotten`. Gives its key, if
-        there was one."""
-        forgotten: Future[int | None] = Future()
-        self.between_groups(lambda: self._forget(session_id, forgotten))
+    def leave(self, session_id: str) -> "Future[int | None]":
+        """Nobody can write the session from now on, or own it until `forgotten`; what is there of it stays. Gives its
+        key, if there is such a session."""
+        return self.between_groups(lambda: self._leave(session_id))
+
+    def forget(self, session_key: int) -> "Future[None]":
+        """The rows of the session in log files count no more: its deletion is durable. Done when everything that came
+        before was recorded and told."""
+        forgotten: Future[None] = Future()
+        self.between_groups(lambda: self._forget(session_key, forgotten))
         return forgotten
 
     def reserve(self, session_id: str) -> "Future[bool]":
@@ -408,18 +413,19 @@ class GroupCommit:
         if len(self._sessions) > MAX_HEADS:
             self._sessions.popitem(last=False)
 
-    def _forget(self, session_id: str, forgotten: "Future[int | None]") -> None:
-        """Answered when everything before it was recorded and told."""
+    def _leave(self, session_id: str) -> int | None:
         session = self._session(session_id)
         if session is None:
-            settle(forgotten, None)
-            return
+            return None
         self._leaving.add(session_id)
         del self._sessions[session_id]
+        return session.head.session_key
+
+    def _forget(self, session_key: int, forgotten: "Future[None]") -> None:
         for log in self._sources().logs:
-            log.contents.forget(session.head.session_key)
-        record = deleted_head(session.head.session_key)
-        told = [(forgotten, session.head.session_key)]
+            log.contents.forget(session_key)
+        told: list[tuple[Future[Any], Any]] = [(forgotten, None)]
+        record = deleted_head(session_key)
         self._unrecorded.put(_Unrecorded(self._journal, record, CommittedGroup([], []), told))
 
     def _set_aside(self, sessions: int, batches: int) -> tuple[int, int]:
