@@ -4,22 +4,25 @@ from collections.abc import Callable
 
 from ..adapters.option_parsing import require_json_safe
 from ..adapters.run_option_parsing import parse_run_options
+from ..domain.approval import APPROVAL_TYPES, Approval, fold_approvals
 from ..domain.errors import GreenroomError, RunInterrupted, SessionNotFound
 from ..domain.event import Event, EventType, NewEvent
 from ..domain.event_log import CommitListener, CommittedBatch, EventLog, EventQuery, SessionRecords
 from ..domain.identifiers import IdFactory
+from ..domain.past_calls import PAST_CALL_TYPES, PastCalls
 from ..domain.record_projection import fold_session
 from ..domain.recovery import Recovery, recovery_of
 from ..domain.run import Run, RunStatus
+from ..domain.run_gate import RunGate
 from ..domain.run_options import RunOptions
 from ..domain.session import Session, SessionSpec
 from ..domain.tool import Toolbox
 from .live_run import LiveRun, live_run_of
-from .live_session import LiveSession
+from .live_session import LiveSession, NeedsOwnServer
 from .provider_set import ProviderSet
 
-_TOOL_TYPES = frozenset({EventType.TOOL_CALL_STARTED, EventType.TOOL_CALL_COMPLETED, EventType.TOOL_CALL_FAILED})
-_MAX_TOOL_EVENTS = 10_000
+_PAST_TYPES = PAST_CALL_TYPES | APPROVAL_TYPES
+_PAGE = 10_000
 
 
 class _Listener:
@@ -46,12 +49,17 @@ async def activate(
     providers: ProviderSet,
     default_provider: str,
     max_input_bytes: int,
+    approval_expires_s: float,
     tools: Toolbox,
     ids: IdFactory,
     now_us: Callable[[], int],
     on_lost: Callable[[], None],
+    on_idle: Callable[[], None] = lambda: None,
+    gate: RunGate | None = None,
+    shared: bool = False,
 ) -> LiveSession:
-    """Become the session's owner. With a spec it is created if it does not exist; without, SessionNotFound.
+    """Become the session's owner. With a spec it is created if it does not exist; without, SessionNotFound. Where the
+    process is `shared`, NeedsOwnServer if the session may not be in it; then it has no owner, and nothing else changed.
 
     After this every run of the session is accounted for: queued ones wait or run, interrupted ones have ended or wait
     for their next attempt.
@@ -62,8 +70,12 @@ async def activate(
     ownership = await log.acquire(session_id, owner, listener)
     records = await log.load(session_id)
     session = records.session
+    if shared and _needs_own_server(spec, records, providers, default_provider):
+        log.release(session_id, ownership.epoch)
+        raise NeedsOwnServer
     if session is None:
         if spec is None:
+            log.release(session_id, ownership.epoch)
             raise SessionNotFound(details={"session_id": session_id})
         events = _creation(spec, default_provider, idempotency_key, ids, now_us)
         await log.append(session_id, ownership.epoch, events)
@@ -75,16 +87,33 @@ async def activate(
         log=log,
         providers=providers,
         max_input_bytes=max_input_bytes,
+        approval_expires_s=approval_expires_s,
         tools=tools,
         ids=ids,
         now_us=now_us,
         on_lost=on_lost,
+        on_idle=on_idle,
+        gate=gate,
+        shared=shared,
     )
     for batch in listener.early:
         live.feed.add(batch)
     listener.target = live.feed.add
     await _adopt(live, records, log, now_us())
     return live
+
+
+def _needs_own_server(
+    spec: SessionSpec | None, records: SessionRecords, providers: ProviderSet, default_provider: str
+) -> bool:
+    """A provider that starts processes needs one of its own, and so does a run that was under way when a process died:
+    it may have been what killed it, and the others there."""
+    session = records.session
+    own = session.provider if session else (spec and spec.provider) or default_provider
+    names = {own, *(run.options.get("provider") or own for run in records.open_runs)}
+    return any(run.status is RunStatus.RUNNING for run in records.open_runs) or not all(
+        providers.runs_in_process(name) for name in names
+    )
 
 
 def _creation(
@@ -123,8 +152,6 @@ async def _adopt(live: LiveSession, records: SessionRecords, log: EventLog, now_
     """Account for what the log says of the session's past."""
     live.remember_past(records)
     if live.status.is_terminal:
-        last = await log.read(live.session_id, EventQuery(after=live.feed.last_seq - 1))
-        live.remember_end(last[-1])
         return
     numbered = enumerate(records.open_runs, start=records.run_count - len(records.open_runs) + 1)
     plans = [await _plan(live, run, number, log, now_us) for number, run in numbered]
@@ -137,28 +164,55 @@ async def _plan(
     error: GreenroomError | None = None
     try:
         options = parse_run_options({}, run.options)  # the session's run_defaults are in them already
-        fate = recovery_of(run, options, now_us=now_us)
     except GreenroomError as exc:  # options that this version does not know: the run cannot be carried out here
-        options, fate, error = RunOptions(), Recovery.INTERRUPT, exc
+        options, error = RunOptions(), exc
     found = live_run_of(run, options, number=number, provider=options.provider or live.session.provider)
-    if run.status is RunStatus.RUNNING:
-        found.open_tool_calls = await _open_tool_calls(live.session_id, run, log)
-        error = error or RunInterrupted(details={"attempt": run.attempt})
-    return found, fate, error
+    if run.status is RunStatus.RUNNING or run.attempt > 1:
+        _remember(found, run, await _past_of(run, log))
+    if run.status is RunStatus.RUNNING and error is None:
+        error = RunInterrupted(details={"attempt": run.attempt})
+    elif error is not None:
+        return found, Recovery.INTERRUPT, error
+    waits = run.status is RunStatus.RUNNING and _waits_for_approval(found)
+    return found, recovery_of(run, options, now_us=now_us, waits_for_approval=waits), error
 
 
-async def _open_tool_calls(session_id: str, run: Run, log: EventLog) -> dict[str, dict[str, object]]:
-    """Data of the tool calls of this run that started and that nobody saw end."""
-    query = EventQuery(after=run.queued_seq, run_id=run.id, types=_TOOL_TYPES, limit=_MAX_TOOL_EVENTS)
-    still_open: dict[str, dict[str, object]] = {}
-    for event in await log.read(session_id, query):
-        _track(still_open, event)
-    return still_open
+async def _past_of(run: Run, log: EventLog) -> list[Event]:
+    """What this run did with tools, and what it asked for, in all its attempts."""
+    events: list[Event] = []
+    after = run.queued_seq
+    while page := await log.read(
+        run.session_id, EventQuery(after=after, run_id=run.id, types=_PAST_TYPES, limit=_PAGE)
+    ):
+        events += page
+        after = page[-1].seq
+    return events
 
 
-def _track(still_open: dict[str, dict[str, object]], event: Event) -> None:
-    call_id = event.data.get("tool_call_id", "")
-    if event.type is EventType.TOOL_CALL_STARTED:
-        still_open[call_id] = event.data
-    else:
-        still_open.pop(call_id, None)
+def _remember(found: LiveRun, run: Run, past: list[Event]) -> None:
+    """Tool calls that nobody saw end, those that have an answer, and approvals."""
+    approvals: dict[str, Approval] = {}
+    for event in past:
+        if event.type in APPROVAL_TYPES:
+            fold_approvals(approvals, event)
+        elif event.type is EventType.TOOL_CALL_STARTED:
+            found.open_tool_calls[event.data["tool_call_id"]] = event.data
+        else:
+            found.open_tool_calls.pop(event.data["tool_call_id"], None)
+    found.approvals = tuple(approvals.values())
+    waiting = {approval.tool_call_id for approval in found.approvals if approval.decision is None}
+    in_doubt = [data for call_id, data in found.open_tool_calls.items() if call_id not in waiting]
+    found.past_calls = PastCalls(
+        ((event.attempt or 1, event.type, event.data) for event in past if event.type in PAST_CALL_TYPES),
+        in_doubt=((run.attempt, data) for data in in_doubt),
+    )
+
+
+def _waits_for_approval(run: LiveRun) -> bool:
+    """Whether all that was under way of the run's attempt was a question to a person."""
+    waiting = {
+        approval.tool_call_id
+        for approval in run.approvals
+        if approval.decision is None and approval.attempt == run.attempt
+    }
+    return bool(waiting) and waiting >= set(run.open_tool_calls)

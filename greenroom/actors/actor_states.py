@@ -15,6 +15,12 @@ def actor_is_dead(actor: Any) -> bool:
     return actor._get_local_state() == _DEAD  # noqa: SLF001  no public way to ask without a round trip
 
 
+def process_of(actor: Any) -> tuple[str, int] | None:
+    """Node and pid of the actor's process, from Ray's control store; None if it has none now."""
+    row = ray_state.actors(actor_id=actor._actor_id.hex())  # noqa: SLF001  no public way without a dashboard
+    return (row["Address"]["NodeID"], row["Pid"]) if row and row["State"] == "ALIVE" else None
+
+
 def named_actors(namespace: str, prefix: str) -> list[str]:
     """Names in the namespace that begin so, of actors that live or are being restarted."""
     listed: Any = ray.util.list_named_actors(all_namespaces=True)

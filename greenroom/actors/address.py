@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 EVENT_STORE = "event-store"
 DIRECTORY = "directory"
+LIMITER = "limiter"
 SESSION_SERVER_PREFIX = "session-server:"
 
 
@@ -14,6 +15,8 @@ class RuntimeAddress:
     ray_address: str
     namespace: str
     data_dir: str
+    shards: int
+    """How many actors share the event store."""
 
 
 def event_store_name(shard: int) -> str:

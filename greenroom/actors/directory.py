@@ -1,7 +1,7 @@
 """The actor that knows where each session is served, and finds a place for those that are nowhere."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -11,38 +11,40 @@ import ray.exceptions
 from ..adapters.clock import id_factory, now_us
 from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.settings import RetentionSettings
-from ..domain.errors import GreenroomError, SessionNotFound, ValidationError
+from ..domain.errors import GreenroomError, InvalidOperation, SessionDraining, SessionNotFound, ValidationError
 from ..domain.identifiers import SESSION_ID
+from ..domain.placement import Placement
 from ..domain.provider import ProviderDeclaration
 from ..domain.session import SessionSpec
 from .actor_states import actor_is_dead, actor_table, named_actors
 from .address import SESSION_SERVER_PREFIX, RuntimeAddress
 from .ray_errors import raise_bare
-from .session_server import SessionServer
+from .server_launcher import RayLauncher, held_by
+from .server_pool import ServerPool, Started
+from .standing import Standing
 from .store_shards import StoreShards
 
 _log = get_logger(__name__)
 
-_SERVER_OPTIONS: dict[str, Any] = {
-    "lifetime": "detached",
-    "num_cpus": 0,
-    "max_restarts": -1,
-    "max_task_retries": -1,
-    "max_concurrency": 100_000,  # at Ray's default of 1,000 waiting calls starve cancel
-}
 MAX_REMEMBERED_OPENS = 10_000
 RETENTION_EVERY_S = 60.0
 """How often sessions are looked for that the retention rule deletes."""
-DELETE_CANCEL_S = 10.0
+LEAVE_S = 10.0
 """How long the actor of a session that is deleted may take to cancel its runs."""
-MAX_RECONCILING = 4
-"""Sessions taken over at once when a runtime starts on a data_dir with open runs."""
+MAX_RECONCILING = 16
+"""Sessions with open runs that are placed at once after a start or a loss."""
+REBUILD_S = 1.0
+"""How long servers may take to say what they have to a Directory that was started anew."""
+_WATCHES = 4
+"""How often leases are looked at within their time."""
+_STOP_SLACK_S = 10.0
 
 
 class Directory:
-    """Session id -> actor. What it knows it can lose: the store has the owner of every session.
+    """Session id -> server. What it knows it can lose: servers say what they have, the store who owned a session last.
 
-    Two actors may believe for a moment that they serve the same session; only the one with the newest epoch can write.
+    Two servers may believe for a moment that they have the same session; only the one with the newest epoch can write.
+    It never waits on a server that may be frozen, but with a time, or until the server's lease has lapsed.
     """
 
     def __init__(self, address: RuntimeAddress, stores: StoreShards, settings: Mapping[str, Any]) -> None:
@@ -52,12 +54,33 @@ class Directory:
         self._settings = dict(settings)
         self._self: Any = ray.get_runtime_context().current_actor
         self._ids = id_factory()
-        self._placed: dict[str, tuple[str, Any]] = {}  # session id -> name and handle of its server
+        placement = Placement(
+            sessions_per_server=settings["sessions_per_actor"],
+            max_servers=settings["max_live_actors"],
+            warm_servers=settings["warm_pool"],
+            max_sessions=settings["max_live_sessions"],
+        )
+        launcher = RayLauncher(
+            address,
+            arguments=lambda: (self._stores, self._self, self._settings),
+            labels=settings["placement_labels"],
+            closed_nodes=lambda: placement.closed_nodes,
+        )
+        self._placement = placement
+        self._pool = ServerPool(placement, launcher, lease_s=settings["lease_s"], on_lost=self._server_lost)
+        self._epochs: dict[str, int] = {}
+        """Of placed sessions: how a server's word on one that it has left is told from a later one's."""
+        self._lapsed: set[str] = set()
+        self._silent: set[str] = set()
+        """Servers that did not answer this Directory when it was started: the store's word on them counts."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # a lock lives while it is used
         self._opens: dict[str, str] = {}
-        loop = asyncio.get_running_loop()
-        self._reconciling = loop.create_task(self._reconcile(), name="greenroom-reconcile")
-        self._retaining = loop.create_task(self._retain(), name="greenroom-retention")
+        self._gate = asyncio.Semaphore(MAX_RECONCILING)
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._rebuilt = self._own(self._rebuild())
+        self._own(self._watch())
+        self._own(self._retain())
 
     async def settings(self) -> dict[str, Any]:
         """What session servers are started with."""
@@ -66,13 +89,13 @@ class Directory:
     async def declare_providers(self, declarations: dict[str, ProviderDeclaration]) -> None:
         """Add declarations, in place of those of the same names; they hold for the runs that start from now on."""
         merged = {**self._settings["providers"], **declarations}
-        if merged == self._settings["providers"]:
-            return
-        self._settings["providers"] = merged
-        for name, actor in set(self._placed.values()):
-            if not actor_is_dead(actor):
-                actor.declare_providers.remote(merged)
-                _log.info("providers_declared", server=name)
+        if merged != self._settings["providers"]:
+            self._change_settings(providers=merged)
+
+    def _change_settings(self, **changes: Any) -> None:
+        self._settings.update(changes)
+        for actor in self._pool.actors():
+            actor.change_settings.remote(self._settings)
 
     # Finding sessions
 
@@ -82,37 +105,53 @@ class Directory:
         """Open a session, or resume the one that has this id or this idempotency key."""
         key = idempotency_key or call_id
         async with self._lock(f"open:{key}"):
-            session_id = session_id or self._opens.get(key) or await self._known(idempotency_key)
-            session_id = _checked_id(session_id) if session_id else self._ids.session_id()
-            self._opens[key] = session_id
+            known = session_id or self._opens.get(key) or await self._known(idempotency_key)
+            chosen = _checked_id(known) if known else self._ids.session_id()
+            self._opens[key] = chosen
             if len(self._opens) > MAX_REMEMBERED_OPENS:
                 del self._opens[next(iter(self._opens))]
-            return await self._place(session_id, spec, tools, idempotency_key)
+            return await self._place(chosen, spec, tools, idempotency_key, is_new=known is None)
 
     async def _known(self, idempotency_key: str | None) -> str | None:
         return await self._stores.first("find_session_by_key", idempotency_key) if idempotency_key else None
 
     async def delete_session(self, session_id: str) -> None:
-        """Cancel what runs, end the session's actor, and delete every trace of it. SessionNotFound."""
+        """Cancel what runs, let its server leave it, and delete every trace of it. SessionNotFound."""
+        await asyncio.shield(self._rebuilt)
         async with self._lock(session_id):
-            placed = self._placed.pop(session_id, None) or await self._find(session_id)
-            if placed is not None and not actor_is_dead(placed[1]):
-                await self._end(session_id, placed[1])
+            name = self._placement.server_of(session_id)
+            if name is not None:
+                await self._leave(name, session_id)
+                self._pool.release(session_id)
+                self._epochs.pop(session_id, None)
             await self._stores.ask(session_id, "delete_session")
             self._opens = {key: opened for key, opened in self._opens.items() if opened != session_id}
 
-    async def _end(self, session_id: str, actor: Any) -> None:
-        """The session's actor is gone, and with it whatever ran there; one that does not answer is killed."""
+    async def _leave(self, name: str, session_id: str) -> None:
+        """The server has left the session, and what ran there is gone; one that does not answer is killed."""
         try:
-            async with asyncio.timeout(DELETE_CANCEL_S):
-                await actor.leave.remote(session_id)
+            async with asyncio.timeout(LEAVE_S):
+                await self._pool.actor(name).leave.remote(session_id)
         except (ray.exceptions.RayError, GreenroomError, TimeoutError):
             _log.warning("session_left_unasked", session_id=session_id, exc_info=True)
-        ray.kill(actor)
+            self._pool.drop(name)
 
     async def locate(self, session_id: str, asker: str | None = None) -> dict[str, Any]:
-        """The actor that serves the session, found or started. SessionNotFound if it does not exist."""
-        return await self._place(session_id, None, None, None)
+        """The server that has the session, which is given one if it has none. SessionNotFound if it does not exist.
+
+        An asker that is told its own name has the session when it hears this.
+        """
+        return await self._place(session_id, asker=asker)
+
+    async def locate_alone(self, session_id: str) -> dict[str, Any]:
+        """`locate`, for a session that must not share its server."""
+        return await self._place(session_id, alone=True)
+
+    async def whereabouts(self, session_id: str) -> Any:
+        """The actor that has the session; None if it is nowhere. Wakes nobody."""
+        await asyncio.shield(self._rebuilt)
+        name = self._placement.server_of(session_id)
+        return None if name is None else self._pool.actor(name)
 
     async def forward(self, session_id: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a method of a session for someone who does not know where it is served."""
@@ -123,46 +162,75 @@ class Directory:
             raise_bare(exc)
 
     async def _place(
-        self, session_id: str, spec: SessionSpec | None, tools: bytes | None, idempotency_key: str | None
+        self,
+        session_id: str,
+        spec: SessionSpec | None = None,
+        tools: bytes | None = None,
+        idempotency_key: str | None = None,
+        *,
+        is_new: bool = False,
+        alone: bool = False,
+        asker: str | None = None,
     ) -> dict[str, Any]:
+        await asyncio.shield(self._rebuilt)
         async with self._lock(session_id):
-            placed = self._placed.get(session_id)
-            if placed is None or actor_is_dead(placed[1]):
-                placed = await self._find(session_id) or await self._start(session_id, spec, tools, idempotency_key)
-                self._placed[session_id] = placed
-        name, actor = placed
-        return {"session_id": session_id, "name": name, "actor": actor}
+            name = await self._server_of(session_id, is_new=is_new)
+            if name is None or name == asker:
+                if name is None:
+                    await self._prepare(session_id, spec, tools, is_new=is_new)
+                name = await self._bind(session_id, spec, idempotency_key, alone=alone)
+            return {"session_id": session_id, "name": name, "actor": self._pool.actor(name)}
 
-    async def _find(self, session_id: str) -> tuple[str, Any] | None:
-        """The actor that owns the session by the store's word, if it is alive or being restarted."""
-        owner: str | None = await self._stores.ask(session_id, "owner")
-        if owner is None:
-            return None
-        try:
-            actor = await asyncio.to_thread(ray.get_actor, owner, self._address.namespace)
-        except ValueError:
-            return None
-        return owner, actor
+    async def _server_of(self, session_id: str, *, is_new: bool) -> str | None:
+        """The server that has the session by all that is known here."""
+        name = self._placement.server_of(session_id)
+        if name is not None and actor_is_dead(self._pool.actor(name)):
+            self._pool.lose(name)
+            name = None
+        if name is None and self._silent and not is_new:
+            owner: str | None = await self._stores.ask(session_id, "owner")
+            if owner in self._silent and owner in self._placement:
+                self._placement.put(session_id, owner)
+                return owner
+        return name
 
-    async def _start(
-        self, session_id: str, spec: SessionSpec | None, tools: bytes | None, idempotency_key: str | None
-    ) -> tuple[str, Any]:
-        """A new actor that takes the session over."""
-        if spec is None and await self._stores.ask(session_id, "owner") is None:
+    async def _prepare(self, session_id: str, spec: SessionSpec | None, tools: bytes | None, *, is_new: bool) -> None:
+        """What must hold before a session is given a server."""
+        exists = not is_new and await self._stores.ask(session_id, "owner") is not None
+        if not exists and spec is None:
             raise SessionNotFound(
                 f"There is no session {session_id} in {self._address.data_dir}.", details={"session_id": session_id}
             )
+        if not exists and self._settings["draining"]:
+            raise SessionDraining("The runtime is draining and opens no new sessions; use it again after resume().")
         if tools is not None:
             await self._stores.ask(session_id, "save_tools", tools)
-        name = SESSION_SERVER_PREFIX + self._ids.session_id()[4:]
-        options = {**_SERVER_OPTIONS, "name": name, "namespace": self._address.namespace}
-        actor: Any = ray.remote(SessionServer).options(**options).remote(name, self._stores, self._self, self._settings)
-        try:
-            await actor.bind.remote(session_id, spec, idempotency_key)
-        except ray.exceptions.RayError as exc:
-            ray.kill(actor)
-            raise_bare(exc)
-        return name, actor
+
+    async def _bind(
+        self, session_id: str, spec: SessionSpec | None, idempotency_key: str | None, *, alone: bool
+    ) -> str:
+        """Have a server take the session over; one that dies on the way is replaced by another."""
+        while True:
+            name = self._placement.server_of(session_id) or await self._pool.claim(session_id, alone=alone)
+            try:
+                answer: dict[str, Any] = await self._pool.actor(name).bind.remote(
+                    session_id, spec, idempotency_key, self._placement.is_shared(name)
+                )
+            except ray.exceptions.RayActorError:
+                self._pool.lose(name)
+                continue
+            except BaseException as exc:
+                self._pool.release(session_id)
+                if isinstance(exc, ray.exceptions.RayError):
+                    raise_bare(exc)
+                raise
+            self._pool.heard(name)
+            if answer["needs_own"]:
+                self._pool.release(session_id)
+                alone = True
+            elif self._placement.server_of(session_id) == name:
+                self._epochs[session_id] = answer["epoch"]
+                return name
 
     def _lock(self, key: str) -> asyncio.Lock:
         lock = self._locks.get(key)
@@ -170,19 +238,106 @@ class Directory:
             lock = self._locks[key] = asyncio.Lock()
         return lock
 
+    # What servers say
+
+    async def released(self, name: str, session_id: str, epoch: int) -> None:
+        """The server has left the session, which has an owner of this epoch no more."""
+        if self._placement.server_of(session_id) == name and epoch >= self._epochs.get(session_id, epoch + 1):
+            del self._epochs[session_id]
+            self._pool.release(session_id)
+
+    async def became_idle(self) -> None:
+        """A session somewhere has nothing to do."""
+        self._pool.relieve()
+
+    async def renew(self, name: str) -> Standing:
+        """The server is alive."""
+        await asyncio.shield(self._rebuilt)
+        self._silent.discard(name)
+        if self._pool.heard(name):
+            return Standing.KNOWN
+        return Standing.LAPSED if name in self._lapsed else Standing.UNKNOWN
+
+    async def joined(self, name: str, held: Mapping[str, Any]) -> dict[str, Any]:
+        """A server has begun anew, or was not known here: what it says that it has is all that it has."""
+        await asyncio.shield(self._rebuilt)
+        if name in self._placement:
+            self._pool.lose(name)
+        self._lapsed.discard(name)
+        self._join(Started(name, await self._actor_of(name), held["node_id"]), held["sessions"])
+        return self._settings
+
+    async def _actor_of(self, name: str) -> Any:
+        return await asyncio.to_thread(ray.get_actor, name, self._address.namespace)
+
+    def _join(self, server: Started, sessions: Mapping[str, int]) -> None:
+        self._pool.join(server)
+        for session_id, epoch in sessions.items():
+            if epoch > self._epochs.get(session_id, 0):  # else it is somebody else's by now, and this one's writes fail
+                self._placement.put(session_id, server.name)
+                self._epochs[session_id] = epoch
+
+    def _server_lost(self, name: str, sessions: frozenset[str]) -> None:
+        for session_id in sessions:
+            self._epochs.pop(session_id, None)
+        if self._settings["limiter"] is not None:
+            self._settings["limiter"].drop.remote(name)
+        self._own(self._recover(name))
+
+    async def _recover(self, name: str) -> None:
+        """Give the sessions that had open runs there to others."""
+        await self._place_all(await self._stores.joined("sessions_of", name))
+
+    # Keeping order
+
+    async def _rebuild(self) -> None:
+        """Learn what there is from those who are there already; then see to the runs that nobody has."""
+        names = await asyncio.to_thread(named_actors, self._address.namespace, SESSION_SERVER_PREFIX)
+        await asyncio.gather(*(self._rediscover(name) for name in names))
+        self._pool.warm_up()
+        self._own(self._reconcile())
+
+    async def _rediscover(self, name: str) -> None:
+        try:
+            actor = await self._actor_of(name)
+        except ValueError:
+            return
+        held = await held_by(actor, REBUILD_S)
+        if held is None:
+            self._silent.add(name)
+        else:  # what was declared since the runtime began: this actor was made with what it began with
+            self._settings["providers"] = {**self._settings["providers"], **held["settings"]["providers"]}
+            self._settings["draining"] |= held["settings"]["draining"]
+        self._join(Started(name, actor, held["node_id"] if held else ""), held["sessions"] if held else {})
+
     async def _reconcile(self) -> None:
         """Give every session with open runs an owner: no run stays open without somebody who will end it."""
-        gate = asyncio.Semaphore(MAX_RECONCILING)
+        await self._place_all(await self._stores.joined("sessions_with_open_runs"))
 
+    async def _place_all(self, session_ids: Sequence[str]) -> None:
         async def place(session_id: str) -> None:
-            async with gate:
+            async with self._gate:
                 try:
-                    await self._place(session_id, None, None, None)
+                    await self._place(session_id)
                 except GreenroomError:
                     _log.exception("session_not_reconciled", session_id=session_id)
 
-        session_ids: list[str] = await self._stores.joined("sessions_with_open_runs")
         await asyncio.gather(*(place(session_id) for session_id in session_ids))
+
+    async def _watch(self) -> None:
+        """Look after leases and after the pool."""
+        lease_s: float = self._settings["lease_s"]
+        before = self._loop.time()
+        while True:
+            await asyncio.sleep(lease_s / _WATCHES)
+            if self._loop.time() - before > lease_s / 2:
+                self._pool.renew_all()  # this process was held up, and may have missed what others said
+            before = self._loop.time()
+            for name in self._placement.names:
+                if actor_is_dead(self._pool.actor(name)):
+                    self._pool.lose(name)
+            self._lapsed.update(self._pool.reclaim_silent())
+            self._pool.warm_up()
 
     async def _retain(self) -> None:
         """Delete sessions that ended long enough ago, for as long as there is a rule for it."""
@@ -200,24 +355,65 @@ class Directory:
             await self.delete_session(session_id)
             _log.info("session_expired", session_id=session_id)
 
+    # Draining
+
+    async def drain(self, timeout_s: float, node_id: str | None = None) -> dict[str, int]:
+        """See Runtime.drain. Counts of runs that were `cancelled` at the deadline, and `left` in queues."""
+        await asyncio.shield(self._rebuilt)
+        if node_id is None:
+            self._change_settings(draining=True)
+            names = list(self._placement.names)
+        else:
+            names = await self._close_node(node_id)
+        counts = await asyncio.gather(*(self._wind_down(name, timeout_s, node_id is None) for name in names))
+        if node_id is not None:
+            await self._reconcile()
+        return {kind: sum(count[kind] for count in counts) for kind in ("cancelled", "left")}
+
+    async def _close_node(self, node_id: str) -> list[str]:
+        nodes = await asyncio.to_thread(ray.nodes)
+        if node_id not in {node["NodeID"] for node in nodes}:
+            raise InvalidOperation(f"The cluster has no node {node_id}.", details={"field": "node_id"})
+        self._placement.closed_nodes.add(node_id)
+        return self._placement.servers_on(node_id)
+
+    async def _wind_down(self, name: str, timeout_s: float, finish_queue: bool) -> dict[str, int]:
+        try:
+            async with asyncio.timeout(timeout_s + _STOP_SLACK_S):
+                return await self._pool.actor(name).wind_down.remote(timeout_s, finish_queue)
+        except (ray.exceptions.RayError, TimeoutError) as exc:
+            _log.warning("server_not_wound_down", server=name, error=str(exc))
+            self._pool.drop(name)
+            return {"cancelled": 0, "left": 0}
+
+    async def resume(self) -> None:
+        """Take new sessions and runs again, on all nodes."""
+        self._placement.closed_nodes.clear()
+        self._change_settings(draining=False)
+        await self._reconcile()
+
     # Looking
 
     async def actors(self) -> list[dict[str, Any]]:
         """Every actor of this runtime, from Ray's own table: waits for none of them."""
-        sessions: dict[str, list[str]] = {}
-        for session_id, (name, _) in self._placed.items():
-            sessions.setdefault(name, []).append(session_id)
         rows = await asyncio.to_thread(self._actor_rows)
-        return [{**row, "session_ids": sessions.get(row["name"], [])} for row in rows]
+        return [{**row, "session_ids": sorted(self._placement.sessions_of(row["name"]))} for row in rows]
 
     def _actor_rows(self) -> list[dict[str, Any]]:
-        shared = {actor._actor_id.hex() for actor in (*self._stores.actors, self._self)}  # noqa: SLF001
+        named = (*self._stores.actors, self._self, self._settings["limiter"])
+        shared = {actor._actor_id.hex() for actor in named if actor is not None}  # noqa: SLF001
         names = set(named_actors(self._address.namespace, SESSION_SERVER_PREFIX))
         return actor_table(actor_ids=shared, names=names)
 
     async def session_servers(self) -> list[str]:
         """Names of all session servers, also of those that this actor has not dealt with since it started."""
         return await asyncio.to_thread(named_actors, self._address.namespace, SESSION_SERVER_PREFIX)
+
+    def _own(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _checked_id(session_id: str) -> str:

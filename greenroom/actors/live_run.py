@@ -4,9 +4,11 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..domain.approval import Approval
 from ..domain.errors import GreenroomError
 from ..domain.event import EventType, to_microseconds
 from ..domain.event_log import Committed
+from ..domain.past_calls import PastCalls
 from ..domain.provider import ProviderEvent
 from ..domain.run import Run, RunResult, RunStatus
 from ..domain.run_input import Message, Role
@@ -45,6 +47,18 @@ class LiveRun:
     text: list[str] = field(default_factory=list[str])
     """What the agent has said so far, kept for a run that is stopped."""
     token_usage: dict[str, int] = field(default_factory=dict[str, int])
+    recorded_calls: "dict[str, asyncio.Future[Committed]]" = field(
+        default_factory=dict[str, "asyncio.Future[Committed]"]
+    )
+    """By call id: done when its tool_call_started is durable. No tool runs before."""
+    approvals: tuple[Approval, ...] = ()
+    """What earlier attempts asked for."""
+    approvals_asked: set[str] = field(default_factory=set[str])
+    """What this attempt has asked for so far."""
+    past_calls: PastCalls = field(default_factory=PastCalls)
+    """Tool calls of earlier attempts."""
+    violated: set[str] = field(default_factory=set[str])
+    """Rules that it has broken so far."""
 
     def observe(self, event: ProviderEvent) -> None:
         """Keep what a later stop of the run would have to account for."""

@@ -7,7 +7,7 @@ session no extra commit.
 """
 
 import asyncio
-import json
+import contextlib
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,12 +15,13 @@ from typing import Any
 from ..adapters.logs import get_logger
 from ..adapters.option_parsing import require_json_safe
 from ..adapters.providers.tool_calls import tool_call_abandoned
-from ..adapters.run_option_parsing import parse_run_options
+from ..domain.approval import parse_decision
 from ..domain.errors import (
     GreenroomError,
     InternalError,
     InvalidCursor,
     InvalidOperation,
+    PolicyViolation,
     ProviderError,
     QueueFull,
     SessionDraining,
@@ -34,29 +35,40 @@ from ..domain.identifiers import IdFactory
 from ..domain.provider import ProviderEvent, ProviderOutcome, ProviderRequest
 from ..domain.recovery import Recovery
 from ..domain.run import RunResult
+from ..domain.run_gate import OpenGate, RunGate
 from ..domain.run_input import Message, parse_input
 from ..domain.run_options import Busy, RunOptions, given_options
 from ..domain.run_queue import RunQueue
-from ..domain.session import Session, SessionStatus, next_session_status
+from ..domain.session import DRAINED, Session, SessionState, SessionStatus, next_session_status
+from ..domain.steering import SteerReceipt
 from ..domain.tool import Toolbox, ToolOutcome
+from ..domain.tool_policy import Verdict, parse_policy
 from .answered_calls import AnsweredCalls
+from .approvals import Approvals
 from .event_feed import PAGE_EVENTS, EventFeed
 from .event_following import follow_events
+from .guarded_tools import GuardedTools
 from .live_run import LiveRun, error_of, result_of
 from .provider_attempt import completed_data, consume, storable_error
 from .provider_set import ProviderSet
 from .run_outcomes import Outcome, RunOutcomes
+from .session_writer import SessionWriter
+from .submissions import Submissions, new_among, run_ids_of
 
 _log = get_logger(__name__)
 
-MAX_KEPT_CALLS = 10_000
-"""Newest mutating calls whose answer is repeated when they come again."""
-
-MAX_KEPT_OPTIONS = 64
-"""Different run options that are kept parsed."""
-
 MAX_SUBSCRIBERS = 1_000
 """Subscriptions at once; one more is refused with queue_full."""
+
+MAX_KEPT_RECEIPTS = 1_000
+"""Newest steering calls whose receipt is repeated when they come again."""
+
+INTERRUPTED = "interrupted"
+WOUND_DOWN = "drained"
+
+
+class NeedsOwnServer(Exception):
+    """The session may not share its process, for a provider that starts others. Never leaves its server."""
 
 
 class LiveSession:
@@ -71,52 +83,65 @@ class LiveSession:
         log: EventLog,
         providers: ProviderSet,
         max_input_bytes: int,
+        approval_expires_s: float,
         tools: Toolbox,
         ids: IdFactory,
         now_us: Callable[[], int],
         on_lost: Callable[[], None],
+        on_idle: Callable[[], None] = lambda: None,
+        gate: RunGate | None = None,
+        shared: bool = False,
     ) -> None:
+        """`on_idle` is called when the last of its runs has ended. A `shared` one takes no runs of providers that need
+        a process of their own."""
         self.session_id = session.id
         self.session = session
         self.status = session.status
         self.epoch = epoch
         self.queue = RunQueue(slots=session.max_concurrent_runs, capacity=session.max_queued_runs)
+        self.queue.is_paused = session.is_paused
         self.feed = EventFeed(last_seq)
         self.providers = providers
+        self.refuses_runs = False
+        """Whether the whole runtime is draining."""
         self._log = log
         self._max_input_bytes = max_input_bytes
         self._tools = tools
-        self._ids = ids
-        self._now_us = now_us
         self._on_lost = on_lost
+        self._on_idle = on_idle
+        self._shared = shared
+        self._gate: RunGate = gate or OpenGate()
         self._loop = asyncio.get_running_loop()
+        self._writer = SessionWriter(session.id, epoch, log=log, ids=ids, now_us=now_us, on_lost=self._lose)
+        self._approvals = Approvals(self._writer, expires_s=approval_expires_s)
         self._runs: dict[str, LiveRun] = {}
         self._run_count = 0
         self._outcomes = RunOutcomes(session.id, log)
-        self._submits: AnsweredCalls[list[str]] = AnsweredCalls(MAX_KEPT_CALLS)
-        self._keys: AnsweredCalls[str] = AnsweredCalls(MAX_KEPT_CALLS)
-        self._options: AnsweredCalls[RunOptions] = AnsweredCalls(MAX_KEPT_OPTIONS)
-        self._end_call: str | None = None
+        self._submissions = Submissions(session, log)
+        self._receipts: AnsweredCalls[SteerReceipt] = AnsweredCalls(MAX_KEPT_RECEIPTS)
+        self._last_call: str | None = session.last_call_id
+        """The call that changed the session's status last: it may come again."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._draining = False
+        self._draining = session.pause_reason == DRAINED
         self._closed = False
-        self._end_seq: int | None = None
+        self._end_seq: int | None = last_seq if session.status.is_terminal else None
         self._subscribers = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._no_runs = asyncio.Event()
+        self._no_runs.set()
+        self._idle_since: float = self._loop.time()
+
+    @property
+    def idle_since(self) -> float | None:
+        """Since when, on the loop's clock, the session has nothing to do; None while it has."""
+        busy = self._runs or self._writer.under_way or self._closed
+        return None if busy else self._idle_since
 
     # Taking over
 
     def remember_past(self, records: SessionRecords) -> None:
         """Keep what earlier owners answered, so that a call that comes again gets the same."""
         self._run_count = records.run_count
-        for call_id, run_id in records.recent_calls:
-            self._submits.keep(call_id, [*(self._submits.get(call_id) or ()), run_id])
-
-    def remember_end(self, last: Event) -> None:
-        """The session has ended with this event."""
-        self._end_seq = last.seq
-        self._end_call = last.metadata.get("call_id")
+        self._submissions.keep_past(records.recent_calls)
 
     async def adopt(self, plans: Sequence[tuple[LiveRun, Recovery, GreenroomError | None]]) -> None:
         """Carry out what was decided for the open runs, in the order of the queue; durable when it returns."""
@@ -126,25 +151,30 @@ class LiveSession:
         endings: list[tuple[LiveRun, EventType, dict[str, Any], GreenroomError | None, int]] = []
         for run, fate, error in plans:
             self._runs[run.run_id] = run
-            for started in run.open_tool_calls.values():
-                data = tool_call_abandoned(started, ToolOutcome.IN_DOUBT)
-                events.append(self._event(EventType.TOOL_CALL_FAILED, run, data))
+            waiting = {approval.tool_call_id for approval in run.approvals if approval.decision is None}
+            for call_id, started in run.open_tool_calls.items():
+                how = ToolOutcome.CANCELLED if call_id in waiting else ToolOutcome.IN_DOUBT
+                events.append(self._event(EventType.TOOL_CALL_FAILED, run, tool_call_abandoned(started, how)))
             run.open_tool_calls = {}
-            if fate in (Recovery.WAIT, Recovery.RETRY):
+            self._approvals.adopt(run, run.approvals)
+            if fate in (Recovery.WAIT, Recovery.RETRY, Recovery.RESUME):
                 self.queue.enqueue([run.run_id])
-            if fate is Recovery.RETRY:
+            if fate in (Recovery.RETRY, Recovery.RESUME):
                 run.attempt += 1
-                run.queued_at_us = self._now_us()
-                data = {"reason": "retry after crash"}
+                run.queued_at_us = self._writer.now_us()
+                data = {"reason": f"{fate.value} after crash"}
                 events.append(self._event(EventType.RUN_QUEUED, run, data, at_us=run.queued_at_us))
             elif fate is not Recovery.WAIT:
                 event_type, data = _ending_of(run, fate, error)
                 run.ended = True
+                events += self._approvals.close_run(run)
                 events.append(self._event(event_type, run, data))
                 endings.append((run, event_type, data, error, len(events) - 1))
-        self._idle.clear()
-        ended_at_us = self._now_us()
+        self._no_runs.clear()
+        ended_at_us = self._writer.now_us()
         committed = self._append_and_start(events)
+        if committed is None:  # nothing to say of runs that go on waiting
+            return
         for run, event_type, data, error, offset in endings:
             committed.add_done_callback(partial(self._ended, run, event_type, data, error, ended_at_us, offset))
         await asyncio.shield(committed)
@@ -155,81 +185,75 @@ class LiveSession:
         self, inputs: Sequence[object], options: object, idempotency_keys: Sequence[str | None], call_id: str
     ) -> list[str]:
         """Queue runs, all or none; returns their ids once they are durable."""
-        known: dict[str, str] = {}
-        if call_id not in self._submits:
+        if self._submissions.answer(call_id) is None:
             await self._log.require_room()
-            for key in idempotency_keys:
-                stored = await self._find_key(key)
-                if key is not None and stored is not None:
-                    known[key] = stored
+            steers = self._wants_steering(options)
+            await self._submissions.look_up(idempotency_keys, steering=steers)
+            if steers:
+                steered = await self._steer_instead(inputs, options, idempotency_keys, call_id)
+                if steered is not None:
+                    return steered
         # Nothing waits from here to the append: what came in during the lookups is seen.
-        run_ids = self._submits.get(call_id)
+        run_ids = self._submissions.answer(call_id)
         if run_ids is None:
-            run_ids = self._take(inputs, options, idempotency_keys, known, call_id)
-            self._submits.keep(call_id, run_ids)
+            run_ids = self._take(inputs, options, idempotency_keys, call_id)
+            self._submissions.keep_answer(call_id, run_ids)
         return await self._queued(run_ids)
 
-    def _take(
-        self,
-        inputs: Sequence[object],
-        options: object,
-        keys: Sequence[str | None],
-        known: dict[str, str],
-        call_id: str,
-    ) -> list[str]:
+    def _take(self, inputs: Sequence[object], options: object, keys: Sequence[str | None], call_id: str) -> list[str]:
         """Queue what has no key or a new one; the run ids of all, a key that comes twice among them once."""
-        known |= {key: self._keys[key] for key in keys if key is not None and key in self._keys}
-        wanted: dict[str | int, int] = {}  # a key, or the place of what has none, and where its input is
-        for index, key in enumerate(keys):
-            if key not in known:
-                wanted.setdefault(index if key is None else key, index)
-        new = list(wanted.values())
-        if new:
+        known = self._submissions.known(keys)
+        wanted = new_among(keys, known)
+        added: list[LiveRun] = []
+        if wanted:
+            new = list(wanted.values())
             added = self._admit([inputs[index] for index in new], options)
             self._enqueue(added, [keys[index] for index in new], call_id)
-            taken = dict(zip(wanted, (run.run_id for run in added), strict=True))
-        else:
-            taken = {}
-        return [known[key] if key in known else taken[index if key is None else key] for index, key in enumerate(keys)]
-
-    async def _find_key(self, key: object) -> str | None:
-        if key is None:
-            return None
-        if not isinstance(key, str) or not key:
-            raise ValidationError("idempotency_key must be text.", details={"field": "idempotency_key"})
-        require_json_safe(key, field="idempotency_key")
-        if key not in self._keys:
-            stored = await self._log.find_run_by_key(self.session_id, key)
-            if stored is not None:
-                self._keys.keep(key, stored)
-        return self._keys.get(key)
+        return run_ids_of(keys, known, wanted, added)
 
     def _admit(self, inputs: Sequence[object], options: object) -> list[LiveRun]:
         """Everything that can refuse a submit; changes nothing."""
         self._refuse_unless_open()
-        parsed = self._parsed_options(options)
+        parsed = self._submissions.options(options)
         provider = parsed.provider or self.session.provider
         self.providers.check(provider, parsed.provider_options, field="options.provider_options")
+        if self._shared and not self.providers.runs_in_process(provider):
+            raise NeedsOwnServer
         messages = [parse_input(given, max_bytes=self._max_input_bytes) for given in inputs]
         if parsed.busy is Busy.REJECT and not self.queue.has_free_slot:
             raise QueueFull(
                 "No slot is free and busy='reject' was asked for; nothing was kept.",
                 details={"in_flight": len(self.queue.running)},
             )
-        self.queue.admit(len(messages))
+        self.queue.admit(len(messages) - self._interruptible(parsed, len(messages)))
         return [self._new_run(message, parsed, provider, index) for index, message in enumerate(messages, start=1)]
 
-    def _parsed_options(self, given: object) -> RunOptions:
-        """The run's options; the same object for the same options, since parsing them costs as much as a short run."""
-        try:
-            key = json.dumps(given, sort_keys=True)
-        except (TypeError, ValueError, RecursionError):  # a RunOptions, or what parsing will refuse
-            return parse_run_options(self.session.run_defaults, given)  # pyright: ignore[reportArgumentType]  checked there
-        parsed = self._options.get(key)
-        if parsed is None:
-            parsed = parse_run_options(self.session.run_defaults, given)  # pyright: ignore[reportArgumentType]  checked there
-            self._options.keep(key, parsed)
-        return parsed
+    def _interruptible(self, options: RunOptions, count: int) -> int:
+        """How many runs have to go for so many new ones."""
+        if options.busy is not Busy.INTERRUPT or self.queue.has_free_slot:
+            return 0
+        return min(count, len(self.queue.running))
+
+    def _wants_steering(self, options: object) -> bool:
+        return self._submissions.options(options).busy is Busy.STEER
+
+    async def _steer_instead(
+        self, inputs: Sequence[object], options: object, keys: Sequence[str | None], call_id: str
+    ) -> list[str] | None:
+        """Hand inputs that would have to wait to the run that has been under way longest; None if they need not."""
+        self._refuse_unless_open()
+        if self.queue.has_free_slot or not self.queue.running:
+            return None
+        messages = [parse_input(given, max_bytes=self._max_input_bytes) for given in inputs]
+        known = self._submissions.known(keys)
+        run_id = next(iter(self.queue.running))
+        for place in new_among(keys, known).values():
+            text = "\n\n".join(message.content for message in messages[place])
+            await self._steer(run_id, text, f"{call_id}/{place}", keys[place])
+            self._submissions.keep_key(keys[place], run_id)
+        run_ids = [known.get(key, run_id) if key is not None else run_id for key in keys]
+        self._submissions.keep_answer(call_id, run_ids)
+        return run_ids
 
     def _refuse_unless_open(self) -> None:
         self._check_here()
@@ -238,7 +262,7 @@ class LiveSession:
                 f"The session is {self.status} and takes no more runs; open another one.",
                 details={"session_id": self.session_id, "status": self.status.value},
             )
-        if self._draining:
+        if self._draining or self.refuses_runs:
             raise SessionDraining(details={"session_id": self.session_id})
 
     def _check_here(self) -> None:
@@ -247,13 +271,13 @@ class LiveSession:
 
     def _new_run(self, messages: tuple[Message, ...], options: RunOptions, provider: str, offset: int) -> LiveRun:
         return LiveRun(
-            run_id=self._ids.run_id(),
+            run_id=self._writer.ids.run_id(),
             session_id=self.session_id,
             number=self._run_count + offset,
             messages=messages,
             options=options,
             provider=provider,
-            queued_at_us=self._now_us(),
+            queued_at_us=self._writer.now_us(),
         )
 
     def _enqueue(self, runs: Sequence[LiveRun], keys: Sequence[str | None], call_id: str) -> None:
@@ -267,14 +291,16 @@ class LiveSession:
                 self._event(EventType.MESSAGE_SENT, run, {"role": message.role.value, "content": message.content})
                 for message in run.messages
             ]
-            if key is not None:
-                self._keys.keep(key, run.run_id)
+            self._submissions.keep_key(key, run.run_id)
         self._run_count += len(runs)
+        interrupted = list(self.queue.running)[: self._interruptible(runs[0].options, len(runs))]
         self.queue.enqueue(run.run_id for run in runs)
-        self._idle.clear()
+        self._no_runs.clear()
         committed = self._append_and_start(events)
         for run in runs:
             run.queued = committed
+        for run_id in interrupted:
+            self._cancel(self._runs[run_id], INTERRUPTED)
 
     async def _queued(self, run_ids: Sequence[str]) -> list[str]:
         """The ids, once all of them are durable."""
@@ -287,51 +313,40 @@ class LiveSession:
 
     # Appending
 
-    def _event(
-        self,
-        event_type: EventType,
-        run: LiveRun | None,
-        data: dict[str, Any],
-        *,
-        metadata: dict[str, Any] | None = None,
-        at_us: int | None = None,
-    ) -> NewEvent:
-        return NewEvent(
-            self._ids.event_id(),
-            event_type,
-            at_us or self._now_us(),
-            run.run_id if run else None,
-            run.attempt if run else None,
-            run.provider if run else None,
-            data,
-            metadata or {},
-        )
+    def _event(self, event_type: EventType, run: LiveRun | None, data: dict[str, Any], **more: Any) -> NewEvent:
+        return self._writer.event(event_type, run, data, **more)
 
-    def _append(self, events: Sequence[NewEvent]) -> "asyncio.Future[Committed]":
-        committed = self._log.append(self.session_id, self.epoch, events)
-        committed.add_done_callback(self._check_written)
-        return committed
-
-    def _append_and_start(self, events: list[NewEvent]) -> "asyncio.Future[Committed]":
-        """Append these, and the start of every run that a slot is free for; those run once it is durable."""
-        started = [self._runs[run_id] for run_id in self.queue.start_ready()]
+    def _append_and_start(self, events: list[NewEvent]) -> "asyncio.Future[Committed] | None":
+        """Append these, and the start of every run that a slot is free for; those run once it is durable. None if there
+        was nothing to append."""
+        started = [self._runs[run_id] for run_id in self.queue.start_ready(self._may_start)]
         for run in started:
-            run.started_at_us = self._now_us()
+            run.started_at_us = self._writer.now_us()
             run.first_started_at_us = run.first_started_at_us or run.started_at_us
             events.append(
                 self._event(EventType.RUN_STARTED, run, {"model": run.options.model}, at_us=run.started_at_us)
             )
-        committed = self._append(events)
+        if not events:
+            return None
+        committed = self._writer.append(events)
         if started:
             committed.add_done_callback(partial(self._launch, started))
         return committed
 
-    def _check_written(self, committed: "asyncio.Future[Committed]") -> None:
-        error = None if committed.cancelled() else committed.exception()
-        if error is not None and not self._closed:
-            _log.warning("session_lost", session_id=self.session_id, epoch=self.epoch, error=str(error))
-            self.close()
-            self._on_lost()
+    def _may_start(self, run_id: str) -> bool:
+        """Whether the limits of the whole runtime let the run start now; if not, it is tried again when they may."""
+        run = self._runs[run_id]
+        return self._gate.admit(
+            run_id, provider=run.provider, tenant=self.session.tenant, priority=run.options.priority, retry=self._retry
+        )
+
+    def _retry(self) -> None:
+        if not self._closed:
+            self._append_and_start([])
+
+    def _lose(self) -> None:
+        self.close()
+        self._on_lost()
 
     # Running
 
@@ -341,7 +356,9 @@ class LiveSession:
         for run in runs:
             if run.ended:
                 continue
-            run.deadline = self._loop.call_later(max(0.0, run.remaining_s(self._now_us())), self._pass_deadline, run)
+            run.deadline = self._loop.call_later(
+                max(0.0, run.remaining_s(self._writer.now_us())), self._pass_deadline, run
+            )
             run.task = self._loop.create_task(self._execute(run))
             self._tasks.add(run.task)
             run.task.add_done_callback(self._tasks.discard)
@@ -374,13 +391,46 @@ class LiveSession:
             model=run.options.model,
             max_turns=run.options.max_turns,
             options=self.providers.options(run.provider, run.options.provider_options),
-            tools=self._tools,
+            tools=self._guarded(run),
         )
         return await consume(provider, request, run, record=partial(self._record, run), room=self._log.room)
 
+    def _guarded(self, run: LiveRun) -> GuardedTools:
+        return GuardedTools(
+            self._tools,
+            run,
+            policies=[parse_policy(given, field="options.policies") for given in run.options.policies],
+            approvals=self._approvals,
+            past=run.past_calls,
+            report=self._report_violation,
+            stop=self._stop_for_violation,
+        )
+
+    def _report_violation(self, run: LiveRun, verdict: Verdict, tool_name: str, call_id: str) -> None:
+        """One event for each rule and run."""
+        rule = f"{verdict.policy} {verdict.rule}"
+        if rule in run.violated or run.ended:
+            return
+        run.violated.add(rule)
+        data = {
+            "policy": verdict.policy,
+            "kind": "tool_denied",
+            "rule": verdict.rule,
+            "action": verdict.on_violation.value,
+            "tool_name": tool_name,
+            "tool_call_id": call_id,
+        }
+        self._writer.record(self._event(EventType.POLICY_VIOLATION, run, data))
+
+    def _stop_for_violation(self, run: LiveRun, violation: PolicyViolation) -> None:
+        self._fail(run, violation, tool_outcome=ToolOutcome.DENIED)
+
     def _record(self, run: LiveRun, event: ProviderEvent) -> None:
         new = self._event(event.type, run, event.data, metadata=event.metadata, at_us=event.timestamp_us)
-        self._log.record(self.session_id, self.epoch, (new,))
+        if event.type is EventType.TOOL_CALL_STARTED:
+            run.recorded_calls[event.data["tool_call_id"]] = self._writer.append([new])
+        else:
+            self._writer.record(new)
         run.observe(event)  # after: what cannot be stored must not come back in the run's last events
 
     def _complete(self, run: LiveRun, outcome: ProviderOutcome) -> None:
@@ -391,10 +441,10 @@ class LiveSession:
         else:
             self._end(run, EventType.RUN_COMPLETED, data, metadata=outcome.metadata)
 
-    def _fail(self, run: LiveRun, raised: GreenroomError) -> None:
+    def _fail(self, run: LiveRun, raised: GreenroomError, *, tool_outcome: ToolOutcome = ToolOutcome.CANCELLED) -> None:
         error = storable_error(raised)
         data = run.stopped_data(error=error.to_record(), error_code=error.code, error_message=error.message)
-        self._end(run, EventType.RUN_FAILED, data, error=error)
+        self._end(run, EventType.RUN_FAILED, data, error=error, tool_outcome=tool_outcome)
 
     def _pass_deadline(self, run: LiveRun) -> None:
         self._end(run, EventType.RUN_TIMEOUT, run.stopped_data(deadline_s=run.options.deadline_s))
@@ -418,6 +468,7 @@ class LiveSession:
         ended_at_us = events[-1].timestamp_us
         offset = len(events) - 1
         committed = self._append_and_start(events)
+        assert committed is not None, "there are events"
         committed.add_done_callback(partial(self._ended, run, event_type, data, error, ended_at_us, offset))
         return committed
 
@@ -433,6 +484,7 @@ class LiveSession:
         """Take the run off queue, clock and provider; the events that close it, the terminal one last."""
         run.ended = True
         self.queue.leave(run.run_id)
+        self._gate.release(run.run_id)
         if run.deadline is not None:
             run.deadline.cancel()
         if run.task is not None and run.task is not asyncio.current_task():
@@ -441,6 +493,7 @@ class LiveSession:
             self._event(EventType.TOOL_CALL_FAILED, run, tool_call_abandoned(started, tool_outcome))
             for started in run.open_tool_calls.values()
         ]
+        events += self._approvals.close_run(run)
         events.append(self._event(event_type, run, data, metadata=metadata))
         return events
 
@@ -464,7 +517,9 @@ class LiveSession:
         del self._runs[run.run_id]
         self._outcomes.settle(run, outcome)
         if not self._runs:
-            self._idle.set()
+            self._no_runs.set()
+            self._idle_since = self._loop.time()
+            self._on_idle()
 
     # Waiting for runs
 
@@ -483,8 +538,7 @@ class LiveSession:
         self._check_here()
         outcome = await self._outcomes.of_ended(run_id)
         if outcome is None:  # it is open in the log and not here: another process has taken over
-            self.close()
-            self._on_lost()
+            self._lose()
             raise SessionMoved(details={"session_id": self.session_id})
         return outcome
 
@@ -506,7 +560,15 @@ class LiveSession:
 
     async def interrupt_run(self, run_id: str, call_id: str) -> bool:
         """Stop the current turn and keep what was produced; the run ends cancelled, reason `interrupted`."""
-        return await self._stop(run_id, "interrupted", call_id)
+        return await self._stop(run_id, INTERRUPTED, call_id)
+
+    async def cancel_all(self, reason: str | None, call_id: str) -> list[str]:
+        """Stop every run that has not ended; the ids of those that this call cancelled."""
+        self._check_here()
+        require_json_safe(reason, field="reason")
+        run_ids = list(reversed(self._runs))  # the newest first: none of them is to start meanwhile
+        stopped = await asyncio.gather(*(self._stop(run_id, reason, call_id) for run_id in run_ids))
+        return [run_id for run_id, is_stopped in zip(run_ids, stopped, strict=True) if is_stopped]
 
     async def _stop(self, run_id: str, reason: str | None, call_id: str) -> bool:
         self._check_here()
@@ -518,15 +580,16 @@ class LiveSession:
             await self._outcomes.wait_for_all([run], None)
             self._check_here()
             return await self._was_ended_by(run_id, call_id)
-        committed = self._end(
-            run,
-            EventType.RUN_CANCELLED,
-            run.stopped_data(reason=reason, stop_reason=reason),
-            metadata={"call_id": call_id},
-        )
+        committed = self._cancel(run, reason, metadata={"call_id": call_id})
         if committed is not None:
             await asyncio.shield(committed)
         return True
+
+    def _cancel(
+        self, run: LiveRun, reason: str | None, *, metadata: dict[str, Any] | None = None
+    ) -> "asyncio.Future[Committed] | None":
+        data = run.stopped_data(reason=reason, stop_reason=reason)
+        return self._end(run, EventType.RUN_CANCELLED, data, metadata=metadata)
 
     async def _was_ended_by(self, run_id: str, call_id: str) -> bool:
         """Whether this call has come before, maybe to an earlier owner, and ended the run. RunNotFound."""
@@ -534,26 +597,112 @@ class LiveSession:
         ending = await self._log.read(self.session_id, EventQuery(after=last_seq - 1, limit=1))
         return ending[0].metadata.get("call_id") == call_id
 
-    # Ending the session
+    # Steering runs and deciding for them
+
+    async def steer_run(self, run_id: str, message: object, call_id: str) -> SteerReceipt:
+        """Hand a message to a run that is under way. InvalidOperation for one that is not; CapabilityNotSupported."""
+        self._check_here()
+        if not isinstance(message, str) or not message:
+            raise ValidationError("message must be text that says something.", details={"field": "message"})
+        require_json_safe(message, field="message")
+        return await self._steer(run_id, message, call_id, None)
+
+    async def _steer(self, run_id: str, message: str, call_id: str, key: str | None) -> SteerReceipt:
+        known = self._receipts.get(call_id)
+        if known is not None:
+            return known
+        run = self._runs.get(run_id)
+        if run is None or run.ended or run.task is None:
+            if run is None:
+                await self._outcome(run_id)  # RunNotFound if there is none
+            raise InvalidOperation(
+                f"Run {run_id} is not under way, so it cannot be steered; submit a new run.", details={"run_id": run_id}
+            )
+        delivered = await self.providers.get(run.provider).steer(run_id, message)
+        if run.ended:
+            raise InvalidOperation(f"Run {run_id} ended before it was steered.", details={"run_id": run_id})
+        metadata = {"call_id": call_id} if key is None else {"call_id": call_id, "idempotency_key": key}
+        data = {"message": message, "delivered": delivered}
+        committed = self._writer.append([self._event(EventType.SESSION_STEERED, run, data, metadata=metadata)])
+        seq = (await asyncio.shield(committed)).first_seq
+        receipt = SteerReceipt(run_id=run_id, delivered=delivered, seq=seq)
+        self._receipts.keep(call_id, receipt)
+        return receipt
+
+    async def decide_approval(self, approval_id: str, decision: object, reason: str | None, call_id: str) -> None:
+        """Let a waiting tool call run, or not. NotFound; InvalidOperation when it was settled before."""
+        self._check_here()
+        require_json_safe(reason, field="reason")
+        await self._approvals.decide(approval_id, parse_decision(decision), by="caller", reason=reason, call_id=call_id)
+
+    # The queue as a whole
+
+    async def pause(self, call_id: str) -> None:
+        """Start no more runs until `resume`; those under way go on. InvalidTransition if it is paused or has ended."""
+        self._check_here()
+        if call_id != self._last_call:
+            await self._change_status(EventType.SESSION_PAUSED, {}, call_id, paused=True)
+
+    async def resume(self, call_id: str) -> None:
+        """Take runs off the queue again, and take new ones after a drain."""
+        self._check_here()
+        if call_id == self._last_call:
+            return
+        if self._draining and self.status is SessionState.ACTIVE:
+            self._draining = False  # a drain that is not over yet is given up
+            return
+        await self._change_status(EventType.SESSION_RESUMED, {}, call_id, paused=False)
+
+    async def _change_status(
+        self, event_type: EventType, data: dict[str, Any], call_id: str | None, *, paused: bool
+    ) -> None:
+        self.status = next_session_status(self.status, event_type)
+        self.queue.is_paused = paused
+        self._draining = self._draining and paused
+        self._last_call = call_id
+        metadata = None if call_id is None else {"call_id": call_id}
+        committed = self._append_and_start([self._event(event_type, None, data, metadata=metadata)])
+        assert committed is not None, "there is an event"
+        await asyncio.shield(committed)
 
     async def drain(self, timeout_s: float | None) -> bool:
-        """Refuse new runs and wait for the rest. Timeout says how many are left."""
+        """Refuse new runs and wait for the rest. Timeout says how many are left. Lasts until `resume`."""
         self._check_here()
         self._draining = True
         try:
             async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
+                await self._no_runs.wait()
         except TimeoutError:
             raise Timeout(
                 f"{len(self._runs)} runs have not ended within {timeout_s} s; they go on, and no new ones are taken.",
                 details={"left": len(self._runs)},
             ) from None
         self._check_here()
+        if self._draining and self.status is SessionState.ACTIVE:
+            await self._change_status(EventType.SESSION_PAUSED, {"reason": DRAINED}, None, paused=True)
         return True
+
+    async def wind_down(self, timeout_s: float, *, finish_queue: bool) -> tuple[int, int]:
+        """Get ready to leave: wait until no run is under way, and cancel at the deadline those that are.
+
+        Without `finish_queue` no more runs start here. How many were cancelled, and how many are left in the queue.
+        """
+        self.queue.is_paused = self.queue.is_paused or not finish_queue
+        awaited = self.queue.running if self.queue.is_paused else self._runs
+        if awaited:
+            with contextlib.suppress(Timeout):
+                await self._outcomes.wait_for_all([self._runs[run_id] for run_id in awaited], timeout_s)
+        self.queue.is_paused = True
+        running = [self._runs[run_id] for run_id in self.queue.running]
+        ends = [self._cancel(run, WOUND_DOWN) for run in running]
+        await asyncio.gather(*(asyncio.shield(end) for end in ends if end is not None))
+        return len(running), len(self.queue.waiting)
+
+    # Ending the session
 
     async def complete(self, call_id: str) -> None:
         """End the session. InvalidOperation while runs are open."""
-        if self._runs and call_id != self._end_call:
+        if self._runs and call_id != self._last_call:
             raise InvalidOperation(
                 f"{len(self._runs)} runs have not ended; drain the session first, or cancel it.",
                 details={"left": len(self._runs)},
@@ -570,7 +719,7 @@ class LiveSession:
 
     async def _end_session(self, event_type: EventType, data: dict[str, Any], call_id: str) -> None:
         self._check_here()
-        if call_id == self._end_call:
+        if call_id == self._last_call:
             return
         require_json_safe(data, field="error")
         status = next_session_status(self.status, event_type)
@@ -583,8 +732,8 @@ class LiveSession:
             events += self._end_events(run, EventType.RUN_CANCELLED, stopped)
             ends.append((run, stopped, events[-1].timestamp_us, len(events) - 1))
         events.append(self._event(event_type, None, data, metadata={"call_id": call_id}))
-        self._end_call = call_id
-        committed = self._append(events)
+        self._last_call = call_id
+        committed = self._writer.append(events)
         for run, stopped, ended_at_us, offset in ends:
             committed.add_done_callback(
                 partial(self._ended, run, EventType.RUN_CANCELLED, stopped, None, ended_at_us, offset)
@@ -599,20 +748,25 @@ class LiveSession:
         return SessionStatus(
             session_id=self.session_id,
             state=self.status,
-            draining=self._draining,
+            draining=self._draining or self.refuses_runs,
             epoch=self.epoch,
             queued=list(self.queue.waiting),
             in_flight=list(self.queue.running),
             max_concurrent_runs=self.queue.slots,
             max_queued_runs=self.queue.capacity,
             subscribers=self._subscribers,
-            pending_approvals=[],
+            pending_approvals=[approval.to_record() for approval in self._approvals.pending],
+            processes=self._processes(),
             last_seq=self.feed.last_seq,
         )
 
-    async def read_events(self, query: EventQuery, *, wait_s: float) -> list[Event]:
-        """One page of events."""
-        return await self._log.read(self.session_id, query, wait_s=wait_s)
+    def _processes(self) -> list[dict[str, Any]]:
+        return [
+            {"run_id": run.run_id, **process}
+            for run in self._runs.values()
+            if run.task is not None
+            for process in self.providers.get(run.provider).processes(run.run_id)
+        ]
 
     async def subscribe(
         self, from_seq: int, run_id: str | None, types: Sequence[str] | str | None, follow: bool
@@ -665,9 +819,11 @@ class LiveSession:
             for waiter in run.waiters:
                 if not waiter.done():
                     waiter.set_exception(moved)
-        self._idle.set()
+            self._gate.release(run.run_id)
+        self._no_runs.set()
+        self._approvals.close()
         self.feed.close()
-        self._log.release(self.session_id, self.epoch)
+        self._writer.close()
 
     async def aclose(self) -> None:
         """`close`, and wait until providers are gone."""

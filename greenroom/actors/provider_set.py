@@ -39,6 +39,10 @@ class ProviderSet:
             if len(self._merged) > MAX_MERGED:
                 del self._merged[next(iter(self._merged))]
 
+    def runs_in_process(self, name: str) -> bool:
+        """Whether the provider starts no processes and keeps no working directory, so that sessions can share one."""
+        return bool(getattr(provider_class(self._declared(name).kind), "RUNS_IN_PROCESS", False))
+
     def get(self, name: str) -> Provider:
         """The provider, made now if this is its first use."""
         provider = self._instances.get(name)

@@ -22,7 +22,15 @@ from ..adapters.providers.registry import BUILT_IN_DECLARATIONS
 from ..adapters.query_rows import DEFAULT_QUERY_LIMIT, unpack_rows
 from ..adapters.run_option_parsing import parse_run_options
 from ..adapters.settings import MEMORY_DATA_DIR
-from ..domain.errors import GreenroomError, RunNotFound, RuntimeGone, SessionNotFound, ValidationError
+from ..domain.errors import (
+    GreenroomError,
+    NotFound,
+    RunNotFound,
+    RuntimeGone,
+    SessionNotFound,
+    Timeout,
+    ValidationError,
+)
 from ..domain.event_log import MAX_READ_LIMIT
 from ..domain.provider import ProviderDeclaration
 from ..domain.run import Run, RunResult, RunStatus
@@ -30,7 +38,7 @@ from ..domain.session import Session, SessionSpec, SessionState
 from ..domain.verification import Verification
 from . import ray_cluster
 from .actor_states import actor_is_dead
-from .address import RuntimeAddress
+from .address import LIMITER, RuntimeAddress
 from .event_stream import EventStream
 from .ray_errors import raise_bare
 from .runtime_file import RuntimeRecord, remove_record
@@ -41,6 +49,22 @@ from .store_shards import StoreShards
 ResultT = TypeVar("ResultT")
 
 _STOP_S = 10.0
+
+_PENDING_APPROVALS = """
+    SELECT session_id, run_id, json_object('id', data->>'approval_id', 'tool_name', data->>'tool_name',
+           'input', data->'tool_input', 'expires_at', data->>'expires_at') AS request
+    FROM events AS asked
+    WHERE type = 'tool_approval_requested' AND NOT EXISTS (
+        SELECT 1 FROM events AS said
+        WHERE said.type IN ('tool_approval_granted', 'tool_approval_denied') AND said.session_id = asked.session_id
+          AND said.data->>'approval_id' = asked.data->>'approval_id')
+    QUALIFY row_number() OVER (PARTITION BY data->>'approval_id' ORDER BY seq DESC) = 1
+    ORDER BY data->>'approval_id'
+"""
+
+_SESSION_OF_APPROVAL = """
+    SELECT session_id FROM events WHERE type = 'tool_approval_requested' AND data->>'approval_id' = ?
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -390,6 +414,73 @@ class Runtime:
         finally:
             self._wait(context.__aexit__(None, None, None))
 
+    # Control
+
+    async def acancel_all(self, reason: str | None = None) -> list[str]:
+        """Cancel every run that has not ended, in all sessions; the ids of those that this call cancelled."""
+        session_ids: list[str] = await self._ask(self._stores.joined("sessions_with_open_runs"))
+        handles = [SessionHandle(session_id, self._address) for session_id in session_ids]
+        answers = await asyncio.gather(*(self._ask(handle.cancel_all.remote(reason)) for handle in handles))
+        return [run_id for run_ids in answers for run_id in run_ids]
+
+    def cancel_all(self, reason: str | None = None) -> list[str]:
+        """See acancel_all."""
+        return self._wait(self.acancel_all(reason))
+
+    async def apending_approvals(self) -> list[dict[str, Any]]:
+        """The tool calls that wait for a person, in all sessions, the oldest first: id, session_id, run_id, tool_name,
+        input, expires_at."""
+        return [
+            {**row["request"], "session_id": row["session_id"], "run_id": row["run_id"]}
+            for row in await self.aquery(_PENDING_APPROVALS)
+        ]
+
+    def pending_approvals(self) -> list[dict[str, Any]]:
+        """See apending_approvals."""
+        return self._wait(self.apending_approvals())
+
+    async def adecide_approval(self, approval_id: str, decision: str, reason: str | None = None) -> None:
+        """`approve` or `deny` a waiting tool call, whatever session it is in. NotFound; InvalidOperation when it was
+        settled before, by somebody or by its time."""
+        rows = await self.aquery(_SESSION_OF_APPROVAL, [approval_id], limit=1)
+        if not rows:
+            raise NotFound(f"There is no approval {approval_id}.", details={"approval_id": approval_id})
+        session = SessionHandle(rows[0]["session_id"], self._address)
+        await self._ask(session.decide_approval.remote(approval_id, decision, reason))
+
+    def decide_approval(self, approval_id: str, decision: str, reason: str | None = None) -> None:
+        """See adecide_approval."""
+        self._wait(self.adecide_approval(approval_id, decision, reason))
+
+    async def adrain(self, timeout_s: float, *, node_id: str | None = None) -> bool:
+        """Get ready to stop: refuse new sessions and runs (`session_draining`), wait for those there are, and let all
+        sessions leave their servers. True when every run had ended.
+
+        At the deadline the runs under way are cancelled, and Timeout says how many (`cancelled`), and how many wait in
+        queues (`left`): those go on when the runtime takes work again, after `resume` or a new start. With a `node_id`
+        only the servers of that node are emptied; sessions go on elsewhere, and nothing is refused.
+        """
+        counts = await self._ask(self._directory.drain.remote(timeout_s, node_id))
+        if counts["cancelled"] or (counts["left"] and node_id is None):
+            raise Timeout(
+                f"{counts['cancelled']} runs were under way after {timeout_s} s and have been cancelled;"
+                f" {counts['left']} wait in queues.",
+                details=counts,
+            )
+        return True
+
+    def drain(self, timeout_s: float, *, node_id: str | None = None) -> bool:
+        """See adrain."""
+        return self._wait(self.adrain(timeout_s, node_id=node_id))
+
+    async def aresume(self) -> None:
+        """Take new sessions and runs again after a drain, on all nodes; queued runs go on."""
+        await self._ask(self._directory.resume.remote())
+
+    def resume(self) -> None:
+        """See aresume."""
+        self._wait(self.aresume())
+
     # The runtime itself
 
     async def aproviders(self) -> dict[str, ProviderDeclaration]:
@@ -444,6 +535,8 @@ class Runtime:
         except (TimeoutError, GreenroomError):
             return
         ray.kill(self._directory)
+        with contextlib.suppress(ValueError):
+            ray.kill(await asyncio.to_thread(ray.get_actor, LIMITER, self._address.namespace))
         servers: list[Any] = []
         for name in names:
             with contextlib.suppress(ValueError):

@@ -1,18 +1,26 @@
 """What a caller holds of a session: an id, and a way there that is found again whenever it is lost."""
 
+import contextlib
 import secrets
+import time
 from collections.abc import Callable
 from typing import Any
 
 import ray
+import ray.exceptions
 
 from ..domain.errors import RuntimeGone
+from ..domain.event_log import EventQuery
+from ..domain.sharding import shard_of
 from .actor_states import actor_is_dead
-from .address import DIRECTORY, RuntimeAddress
+from .address import DIRECTORY, RuntimeAddress, event_store_name
 from .event_stream import EventStream
 from .ray_errors import raise_bare
 
 _CALL_ID_BYTES = 12
+
+_LOOK_AGAIN_S = 2.0
+"""How often a handle in use asks where its session is: by way of an actor that has it no more a call takes longer."""
 
 
 class RemoteMethod:
@@ -45,13 +53,17 @@ class SessionHandle:
         self._address = address
         self._actor = actor
         self._directory: Any = None
+        self._store: Any = None
         self._locating: Any = None
+        self._looking: Any = None
+        self._looked_at = time.monotonic()
         self.submit_run = RemoteMethod(self._call, "submit_run")
         self.submit_runs = RemoteMethod(self._call, "submit_runs")
         self.await_run = RemoteMethod(self._call, "await_run")
         self.await_runs = RemoteMethod(self._call, "await_runs")
         self.execute_run = RemoteMethod(self._call, "execute_run")
         self.cancel_run = RemoteMethod(self._call, "cancel_run")
+        self.cancel_all = RemoteMethod(self._call, "cancel_all")
         self.interrupt_run = RemoteMethod(self._call, "interrupt_run")
         self.steer_run = RemoteMethod(self._call, "steer_run")
         self.pause = RemoteMethod(self._call, "pause")
@@ -73,9 +85,10 @@ class SessionHandle:
         types: Any = None,
         follow: bool = True,
     ) -> EventStream:
-        """Single events, as a plain and as an async iterator; reconnects by itself and misses nothing."""
+        """Single events, as a plain and as an async iterator; reconnects by itself, misses nothing, and does not keep
+        the session awake."""
         return EventStream(
-            self.subscribe.remote, self._lost, from_seq=from_seq, run_id=run_id, types=types, follow=follow
+            self.session_id, _Sources(self), from_seq=from_seq, run_id=run_id, types=types, follow=follow
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -100,7 +113,7 @@ class SessionHandle:
         actor = self._known_actor()
         if actor is not None:
             return getattr(actor, method).remote(self.session_id, call_id, *args, **kwargs)
-        return self._get_directory().forward.remote(self.session_id, method, (call_id, *args), kwargs)
+        return self.directory().forward.remote(self.session_id, method, (call_id, *args), kwargs)
 
     def _stream(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not ray.is_initialized():
@@ -111,17 +124,30 @@ class SessionHandle:
     def _known_actor(self) -> Any:
         """The session's actor if its whereabouts are known; else asks for them, and meanwhile None."""
         if self._actor is not None and not actor_is_dead(self._actor):
+            self._look_again()
             return self._actor
         self._actor = None
         if self._locating is None:
-            self._locating = self._get_directory().locate.remote(self.session_id)
+            self._locating = self.directory().locate.remote(self.session_id)
             return None
         ready, _ = ray.wait([self._locating], timeout=0)
         return self._located() if ready else None
 
+    def _look_again(self) -> None:
+        """Learn, without waiting, when the session has gone to another actor."""
+        if self._looking is None:
+            if time.monotonic() - self._looked_at > _LOOK_AGAIN_S:
+                self._looking = self.directory().whereabouts.remote(self.session_id)
+            return
+        ready, _ = ray.wait([self._looking], timeout=0)
+        if ready:
+            looking, self._looking, self._looked_at = self._looking, None, time.monotonic()
+            with contextlib.suppress(ray.exceptions.RayError):
+                self._actor = ray.get(looking) or self._actor
+
     def _located(self) -> Any:
         """The session's actor, waiting for the directory's answer."""
-        located = self._locating or self._get_directory().locate.remote(self.session_id)
+        located = self._locating or self.directory().locate.remote(self.session_id)
         self._locating = None
         try:
             self._actor = ray.get(located)["actor"]
@@ -129,14 +155,45 @@ class SessionHandle:
             raise_bare(exc)
         return self._actor
 
-    def _lost(self) -> None:
-        """Forget where the session was served: the next call asks."""
-        self._actor = None
-
-    def _get_directory(self) -> Any:
+    def directory(self) -> Any:
+        """The runtime's Directory. RuntimeGone."""
         if self._directory is None:
             try:
                 self._directory = ray.get_actor(DIRECTORY, namespace=self._address.namespace)
             except ValueError as exc:
                 raise RuntimeGone from exc
         return self._directory
+
+    def store(self) -> Any:
+        """The event store's actor that has the session. RuntimeGone."""
+        if self._store is None:
+            name = event_store_name(shard_of(self.session_id, self._address.shards))
+            try:
+                self._store = ray.get_actor(name, namespace=self._address.namespace)
+            except ValueError as exc:
+                raise RuntimeGone from exc
+        return self._store
+
+
+class _Sources:
+    """Where the events of a handle's session come from."""
+
+    def __init__(self, handle: SessionHandle) -> None:
+        self._handle = handle
+
+    def whereabouts(self) -> Any:
+        if not ray.is_initialized():
+            raise RuntimeGone
+        return self._handle.directory().whereabouts.remote(self._handle.session_id)
+
+    def subscribe(self, actor: Any, **query: Any) -> Any:
+        return actor.subscribe.remote(self._handle.session_id, secrets.token_hex(_CALL_ID_BYTES), **query)
+
+    def end_of(self, run_id: str | None) -> Any:
+        return self._handle.store().end_of.remote(self._handle.session_id, run_id)
+
+    def read(self, query: EventQuery, wait_s: float) -> Any:
+        return self._handle.store().read.remote(self._handle.session_id, query, wait_s)
+
+    def artifact(self, reference: str) -> Any:
+        return self._handle.store().artifact.remote(self._handle.session_id, reference)

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import os
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
@@ -13,17 +13,28 @@ import ray
 from ..adapters.clock import id_factory, now_us
 from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.option_parsing import require_json_safe
-from ..domain.errors import CapabilityNotSupported, GreenroomError, SessionMoved, ValidationError, WriterFenced
+from ..adapters.process_trees import end_orphans
+from ..domain.errors import (
+    CapabilityNotSupported,
+    GreenroomError,
+    InvalidOperation,
+    SessionMoved,
+    ValidationError,
+    WriterFenced,
+)
 from ..domain.event import Event, to_microseconds
 from ..domain.event_log import EventQuery, parse_types
-from ..domain.provider import ProviderDeclaration
 from ..domain.run import RunResult
 from ..domain.session import SessionSpec, SessionStatus
+from ..domain.steering import SteerReceipt
 from ..domain.tool import NoTools, Toolbox
 from .activation import activate
-from .live_session import LiveSession
+from .live_session import LiveSession, NeedsOwnServer
 from .provider_set import ProviderSet
 from .ray_errors import raise_bare
+from .run_permits import RunPermits
+from .server_pool import IdleSession
+from .standing import Standing
 from .store_shards import StoreShards
 
 _log = get_logger(__name__)
@@ -33,12 +44,20 @@ ResultT = TypeVar("ResultT")
 SUBSCRIBER_BATCHES_AHEAD = 8
 """Batches that a subscription may run ahead of its reader; then it waits, and keeps only its cursor."""
 
+_RENEWALS = 3
+"""How often a lease is renewed within its time."""
+
+_IDLE_LOOKS = 4
+_MIN_LOOK_S, _MAX_LOOK_S = 0.05, 5.0
+_JOIN_RETRY_S = 0.5
+_FORWARD_RETRY_S = 0.05
+
 
 class SessionServer:
-    """Serves whatever session it is bound to. After a restart it takes its sessions over again by itself.
+    """Serves whatever sessions the Directory binds to it. After a restart it is empty, and says so.
 
-    Each public method takes the session's id first; mutating ones then a call id, under which the answer is repeated
-    when Ray sends the call again.
+    Each public method of a session takes the session's id first; mutating ones then a call id, under which the answer
+    is repeated when Ray sends the call again. A call for a session that is not here goes on to where it is.
     """
 
     def __init__(self, name: str, stores: StoreShards, directory: Any, settings: Mapping[str, Any]) -> None:
@@ -52,40 +71,98 @@ class SessionServer:
         self._stores = stores
         self._log = stores.event_log(spill_bytes=settings["spill_bytes"])
         self._ids = id_factory()
-        self._declarations: dict[str, ProviderDeclaration] = settings["providers"]
-        self._default_provider: str = settings["default_provider"]
-        self._max_input_bytes: int = settings["max_input_bytes"]
+        self._settings = dict(settings)
         self._live: dict[str, LiveSession] = {}
         self._toolboxes: dict[str, Any] = {}
         self._activating: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._cleanup: set[asyncio.Task[None]] = set()
+        self._tells_idle = False
+        limiter = settings["limiter"]
+        self._permits = RunPermits(limiter, name) if limiter is not None else None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._own(asyncio.to_thread(end_orphans))
         restored = ray.get_runtime_context().was_current_actor_reconstructed
-        self._restoring = asyncio.get_running_loop().create_task(self._restore()) if restored else None
+        self._own(self._keep_lease(restored=restored))
+        self._own(self._send_idle_away())
 
-    async def _restore(self) -> None:
-        """Go on with the sessions that the process before this one had; calls for them need not come first."""
-        settings = await self._directory.settings.remote()
-        self._declarations = settings["providers"]
-        for session_id in await self._stores.joined("sessions_of", self._name):
-            try:
-                await self._session(session_id)
-            except GreenroomError:
-                _log.exception("session_not_restored", session_id=session_id)
+    async def hello(self) -> str:
+        """The node that it is on."""
+        return ray.get_runtime_context().get_node_id()
 
-    # Binding
+    # Sessions come and go
 
-    async def bind(self, session_id: str, spec: SessionSpec | None, idempotency_key: str | None) -> dict[str, Any]:
-        """Take the session over, creating it from the spec if it does not exist yet."""
+    async def bind(
+        self, session_id: str, spec: SessionSpec | None, idempotency_key: str | None, shared: bool
+    ) -> dict[str, Any]:
+        """Take the session over, creating it from the spec if it does not exist yet.
+
+        `needs_own` when it may not be here, since the server is shared: then nothing has changed.
+        """
         async with self._lock(session_id):
-            if session_id not in self._live:
-                await self._activate(session_id, spec, idempotency_key)
-        return {"pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id()}
+            live = self._live.get(session_id)
+            if live is None:
+                try:
+                    live = await self._activate(session_id, spec, idempotency_key, shared=shared)
+                except NeedsOwnServer:
+                    return {"needs_own": True}
+        return {"needs_own": False, "epoch": live.epoch}
 
-    async def declare_providers(self, declarations: dict[str, ProviderDeclaration]) -> None:
-        """Use these declarations for the runs that start from now on."""
-        self._declarations = declarations
+    async def held(self) -> dict[str, Any]:
+        """What it has and goes by, for a Directory that has just been started."""
+        return {
+            "node_id": await self.hello(),
+            "sessions": {session_id: live.epoch for session_id, live in self._live.items()},
+            "settings": {name: self._settings[name] for name in ("providers", "draining")},
+        }
+
+    async def idle_sessions(self) -> list[IdleSession]:
+        """Sessions that have nothing to do. If there are none, the Directory is told of the next one."""
+        now = self._loop_time()
+        idle = [
+            IdleSession(now - live.idle_since, session_id)
+            for session_id, live in self._live.items()
+            if live.idle_since is not None
+        ]
+        self._tells_idle = not idle
+        return idle
+
+    async def hibernate(self, session_id: str) -> bool:
+        """Let the session go, if it has nothing to do. It costs rows only, until somebody calls it again."""
+        live = self._live.get(session_id)
+        if live is None or live.idle_since is None:
+            return False
+        self._forget(session_id, live)
+        return True
+
+    async def leave(self, session_id: str) -> None:
+        """Cancel the session's runs and serve it no more: it is about to be deleted."""
+        live = self._live.get(session_id)
+        if live is not None:
+            if not live.status.is_terminal:
+                await live.cancel(secrets.token_hex(12))
+            await self._forget(session_id, live)
+
+    async def wind_down(self, timeout_s: float, finish_queue: bool) -> dict[str, int]:
+        """Let all sessions go when their runs have ended; what runs at the deadline is cancelled.
+
+        Without `finish_queue` what waits does not start here any more. Queued runs stay queued for the next owner.
+        Counts of runs `cancelled`, and `left` in queues.
+        """
+        sessions = list(self._live.items())
+        counts = await asyncio.gather(*(live.wind_down(timeout_s, finish_queue=finish_queue) for _, live in sessions))
+        await asyncio.gather(*(self._forget(session_id, live) for session_id, live in sessions))
+        return {"cancelled": sum(one for one, _ in counts), "left": sum(one for _, one in counts)}
+
+    async def change_settings(self, settings: Mapping[str, Any]) -> None:
+        """Hold from now on: declared providers for the runs that start, draining for those that are submitted."""
+        self._settings.update(settings)
         for live in self._live.values():
-            live.providers.declare(declarations)
+            live.providers.declare(self._settings["providers"])
+            live.refuses_runs = self._settings["draining"]
+
+    async def stop(self) -> None:
+        """Leave all sessions; their providers are gone when this returns."""
+        sessions, self._live = self._live, {}
+        await asyncio.gather(*(live.aclose() for live in sessions.values()))
 
     def _lock(self, session_id: str) -> asyncio.Lock:
         lock = self._activating.get(session_id)
@@ -93,21 +170,28 @@ class SessionServer:
             lock = self._activating[session_id] = asyncio.Lock()
         return lock
 
-    async def _activate(self, session_id: str, spec: SessionSpec | None, idempotency_key: str | None) -> LiveSession:
+    async def _activate(
+        self, session_id: str, spec: SessionSpec | None, idempotency_key: str | None, *, shared: bool
+    ) -> LiveSession:
         live = await activate(
             session_id,
             owner=self._name,
             spec=spec,
             idempotency_key=idempotency_key,
             log=self._log,
-            providers=ProviderSet(self._declarations),
-            default_provider=self._default_provider,
-            max_input_bytes=self._max_input_bytes,
+            providers=ProviderSet(self._settings["providers"]),
+            default_provider=self._settings["default_provider"],
+            max_input_bytes=self._settings["max_input_bytes"],
+            approval_expires_s=self._settings["approval_expires_s"],
             tools=await self._toolbox(session_id),
             ids=self._ids,
             now_us=now_us,
-            on_lost=lambda: self._forget(session_id),
+            on_lost=lambda: self._lost(session_id),
+            on_idle=lambda: self._idle(session_id),
+            gate=self._permits,
+            shared=shared,
         )
+        live.refuses_runs = self._settings["draining"]
         self._live[session_id] = live
         return live
 
@@ -120,29 +204,64 @@ class SessionServer:
         toolbox = self._toolboxes[session_id] = unpack_toolbox(packed)
         return toolbox
 
-    def _forget(self, session_id: str) -> None:
-        live = self._live.pop(session_id, None)
+    def _lost(self, session_id: str) -> None:
+        live = self._live.get(session_id)
+        if live is not None:
+            self._forget(session_id, live)
+
+    def _forget(self, session_id: str, live: LiveSession) -> "asyncio.Task[None]":
+        """Serve the session no more. Its calls go to the Directory from now on, which has heard of it before."""
+        live.close()
+        if self._live.get(session_id) is live:
+            del self._live[session_id]
         toolbox = self._toolboxes.pop(session_id, None)
         if toolbox is not None:
             toolbox.close()
-        if live is not None:
-            closing = asyncio.get_running_loop().create_task(live.aclose())
-            self._cleanup.add(closing)
-            closing.add_done_callback(self._cleanup.discard)
+        self._directory.released.remote(self._name, session_id, live.epoch)
+        return self._own(live.aclose())
 
-    async def _session(self, session_id: str) -> LiveSession:
-        """The live session, taken over now if it is this actor's. SessionMoved if another actor serves it."""
-        live = self._live.get(session_id)
-        if live is not None:
-            return live
-        async with self._lock(session_id):
-            live = self._live.get(session_id)
-            if live is not None:
-                return live
-            owner = await self._locate(session_id)
-            if owner["name"] != self._name:
-                raise SessionMoved(details={"session_id": session_id, "owner": owner["name"]})
-            return await self._activate(session_id, None, None)
+    def _idle(self, session_id: str) -> None:
+        if self._tells_idle:
+            self._tells_idle = False
+            self._directory.became_idle.remote()
+
+    def _own(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _loop_time(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def _send_idle_away(self) -> None:
+        idle_after_s: float = self._settings["idle_after_s"]
+        while True:
+            await asyncio.sleep(min(max(idle_after_s / _IDLE_LOOKS, _MIN_LOOK_S), _MAX_LOOK_S))
+            now = self._loop_time()
+            for session_id, live in list(self._live.items()):
+                if live.idle_since is not None and now - live.idle_since >= idle_after_s:
+                    self._forget(session_id, live)
+
+    async def _keep_lease(self, *, restored: bool) -> None:
+        """Say that it is alive, for as long as the loop turns: a server that cannot say so is taken for dead."""
+        joined = not restored
+        if joined:
+            await asyncio.sleep(self._settings["lease_s"] / _RENEWALS)  # whoever started it knows that it is there
+        while True:
+            try:
+                if not joined:
+                    self._settings.update(await self._directory.joined.remote(self._name, await self.held()))
+                standing: str = await self._directory.renew.remote(self._name)
+                if self._permits is not None:
+                    await self._permits.renew()
+            except ray.exceptions.RayError:
+                standing = Standing.UNKNOWN
+            if standing == Standing.LAPSED:  # somebody else has the sessions: what is here is of no use to anybody
+                _log.warning("lease_lapsed_server_ends", server=self._name)
+                os._exit(1)  # Ray starts it again, empty
+            joined = standing == Standing.KNOWN
+            await asyncio.sleep(self._settings["lease_s"] / _RENEWALS if joined else _JOIN_RETRY_S)
 
     async def _locate(self, session_id: str) -> dict[str, Any]:
         try:
@@ -155,16 +274,34 @@ class SessionServer:
     ) -> ResultT:
         """Run the call here, or send it to where the session is now."""
         while True:
-            try:
-                live = self._live.get(session_id) or await self._session(session_id)
-                return await call(live)
-            except (SessionMoved, WriterFenced):
-                owner = await self._locate(session_id)
-            if owner["name"] != self._name:
+            live = self._live.get(session_id)
+            if live is not None:
                 try:
-                    return await getattr(owner["actor"], method).remote(session_id, *args)
-                except ray.exceptions.RayError as exc:
-                    raise_bare(exc)
+                    return await call(live)
+                except NeedsOwnServer:
+                    await self._move_to_own_server(session_id, live)
+                except (SessionMoved, WriterFenced):
+                    pass
+            owner = await self._locate(session_id)
+            if owner["name"] == self._name:
+                continue
+            try:
+                return await getattr(owner["actor"], method).remote(session_id, *args)
+            except ray.exceptions.RayActorError:  # gone for good meanwhile
+                await asyncio.sleep(_FORWARD_RETRY_S)
+            except ray.exceptions.RayError as exc:
+                raise_bare(exc)
+
+    async def _move_to_own_server(self, session_id: str, live: LiveSession) -> None:
+        """Its next run needs a process of its own. InvalidOperation while others are under way here."""
+        if live.idle_since is None:
+            raise InvalidOperation(
+                "This run's provider needs a process of its own, and the session shares one while its other runs are"
+                " under way. Submit it when they have ended, or open a session for it with that provider.",
+                details={"session_id": session_id},
+            )
+        self._forget(session_id, live)
+        await self._directory.locate_alone.remote(session_id)
 
     # The session's methods
 
@@ -223,19 +360,29 @@ class SessionServer:
             session_id, lambda live: live.interrupt_run(run_id, call_id), "interrupt_run", call_id, run_id
         )
 
-    async def steer_run(self, session_id: str, call_id: str, run_id: str, message: str) -> None:
-        raise CapabilityNotSupported("steer_run is not in this version.")
+    async def cancel_all(self, session_id: str, call_id: str, reason: str | None = None) -> list[str]:
+        return await self._serve(
+            session_id, lambda live: live.cancel_all(reason, call_id), "cancel_all", call_id, reason
+        )
+
+    async def steer_run(self, session_id: str, call_id: str, run_id: str, message: str) -> SteerReceipt:
+        return await self._serve(
+            session_id, lambda live: live.steer_run(run_id, message, call_id), "steer_run", call_id, run_id, message
+        )
 
     async def pause(self, session_id: str, call_id: str) -> None:
-        raise CapabilityNotSupported("pause is not in this version.")
+        await self._serve(session_id, lambda live: live.pause(call_id), "pause", call_id)
 
     async def resume(self, session_id: str, call_id: str) -> None:
-        raise CapabilityNotSupported("resume is not in this version.")
+        await self._serve(session_id, lambda live: live.resume(call_id), "resume", call_id)
 
     async def decide_approval(
         self, session_id: str, call_id: str, approval_id: str, decision: str, reason: str | None = None
     ) -> None:
-        raise CapabilityNotSupported("decide_approval is not in this version.")
+        async def call(live: LiveSession) -> None:
+            await live.decide_approval(approval_id, decision, reason, call_id)
+
+        await self._serve(session_id, call, "decide_approval", call_id, approval_id, decision, reason)
 
     async def transcript(
         self, session_id: str, call_id: str, max_messages: int | None = None, max_tokens: int | None = None
@@ -281,12 +428,7 @@ class SessionServer:
             types=parse_types(types),
             since_us=_since_us(since),
         )
-        return await self._serve(
-            session_id,
-            lambda live: live.read_events(query, wait_s=wait_s),
-            "read_events",
-            *(call_id, after, before, limit, run_id, types, since, wait_s),
-        )
+        return await self._log.read(session_id, query, wait_s=wait_s)
 
     @ray.method(max_task_retries=0, _generator_backpressure_num_objects=SUBSCRIBER_BATCHES_AHEAD)
     async def subscribe(
@@ -297,25 +439,18 @@ class SessionServer:
         run_id: str | None = None,
         types: Sequence[str] | str | None = None,
         follow: bool = True,
+        wake: bool = True,
     ) -> AsyncGenerator[list[Event]]:
-        """Never retried: a streaming generator that Ray retries loses items silently (97 of 200, tried)."""
-        live = await self._session(session_id)
+        """Without `wake` a session that is not here is left alone, and SessionMoved raised.
+
+        Never retried: a streaming generator that Ray retries loses items silently (97 of 200, tried)."""
+        if session_id not in self._live and wake:
+            await self._locate(session_id)
+        live = self._live.get(session_id)
+        if live is None:
+            raise SessionMoved(details={"session_id": session_id})
         async for events in live.subscribe(_checked_int(from_seq, "from_seq"), run_id, types, follow):
             yield events
-
-    async def leave(self, session_id: str) -> None:
-        """Cancel the session's runs and serve it no more: it is about to be deleted."""
-        live = self._live.get(session_id)
-        if live is not None:
-            if not live.status.is_terminal:
-                await live.cancel(secrets.token_hex(12))
-            self._forget(session_id)
-        await asyncio.gather(*self._cleanup)
-
-    async def stop(self) -> None:
-        """Leave all sessions; their providers are gone when this returns."""
-        sessions, self._live = self._live, {}
-        await asyncio.gather(*(live.aclose() for live in sessions.values()))
 
 
 def _checked_int(value: object, field: str) -> int:

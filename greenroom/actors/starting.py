@@ -10,17 +10,20 @@ from typing import Any
 import filelock
 import ray
 import ray.exceptions
+import ray.util.scheduling_strategies
 
 from ..adapters.data_dir import recorded_shards
 from ..adapters.settings import MEMORY_DATA_DIR, Settings, load_settings
 from ..domain.errors import GreenroomError, InvalidOperation, StorageConnectionFailed, ValidationError
 from . import ray_cluster
-from .address import DIRECTORY, RuntimeAddress, event_store_name
+from .address import DIRECTORY, LIMITER, RuntimeAddress, event_store_name
 from .directory import Directory
 from .event_store import EventStore
+from .limiter import Limiter
 from .ray_errors import raise_bare
 from .runtime import Runtime
 from .runtime_file import RuntimeRecord, read_record, write_record
+from .server_launcher import SERVER_MEMORY_BYTES
 from .shard_count import prepared_shards
 from .store_shards import StoreShards
 
@@ -88,8 +91,9 @@ def _start_in_memory(settings: Settings) -> Runtime:
         ray_address=ray_cluster.current_address(),
         namespace=f"greenroom-memory-{secrets.token_hex(8)}",
         data_dir=MEMORY_DATA_DIR,
+        shards=settings.event_store.shards or 1,
     )
-    return _wire(address, settings, settings.event_store.shards or 1, owns_ray=owns_ray)
+    return _wire(address, settings, owns_ray=owns_ray)
 
 
 def _start_on_disk(settings: Settings, data_dir: Path) -> Runtime:
@@ -115,10 +119,12 @@ def _join_or_start(settings: Settings, data_dir: Path) -> Runtime:
     else:
         owns_ray = _connect(settings.ray_address)
     address = RuntimeAddress(
-        ray_address=ray_cluster.current_address(), namespace=_namespace(data_dir), data_dir=str(data_dir)
+        ray_address=ray_cluster.current_address(),
+        namespace=_namespace(data_dir),
+        data_dir=str(data_dir),
+        shards=recorded_shards(data_dir) if lives else prepared_shards(data_dir, settings.event_store),
     )
-    shards = recorded_shards(data_dir) if lives else prepared_shards(data_dir, settings.event_store)
-    runtime = _wire(address, settings, shards, owns_ray=owns_ray)
+    runtime = _wire(address, settings, owns_ray=owns_ray)
     if record is None or not lives:
         write_record(data_dir, runtime.record())
     return runtime
@@ -155,14 +161,17 @@ def _namespace(data_dir: Path) -> str:
     return "greenroom-" + hashlib.sha256(str(data_dir).encode()).hexdigest()[:16]
 
 
-def _wire(address: RuntimeAddress, settings: Settings, shards: int, *, owns_ray: bool) -> Runtime:
+def _wire(address: RuntimeAddress, settings: Settings, *, owns_ray: bool) -> Runtime:
     """Find the runtime's actors, or start them: the event store first, which may refuse."""
     options = {**_ACTOR_OPTIONS, "namespace": address.namespace}
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        node_id=ray.get_runtime_context().get_node_id(), soft=False
+    )  # where the disk is
     stores: list[Any] = [
         ray.remote(EventStore)
-        .options(name=event_store_name(shard), **options)
+        .options(name=event_store_name(shard), scheduling_strategy=here, **options)
         .remote(address.data_dir, shard, settings.event_store.options())
-        for shard in range(shards)
+        for shard in range(address.shards)
     ]
     try:
         for store in stores:
@@ -173,18 +182,51 @@ def _wire(address: RuntimeAddress, settings: Settings, shards: int, *, owns_ray:
         if owns_ray:
             ray.shutdown()
         raise
-    server_settings = {
+    sharded = StoreShards(stores)
+    limits = settings.slot_limits()
+    limiter: Any = None
+    if limits.are_set:
+        limiter = ray.remote(Limiter).options(name=LIMITER, **options).remote(limits, settings.lease_s)
+    directory: Any = (
+        ray.remote(Directory)
+        .options(name=DIRECTORY, **options)
+        .remote(address, sharded, {**_server_settings(settings), "limiter": limiter})
+    )
+    _check_version(_ask(directory.settings.remote())["version"], address)
+    return Runtime(address, stores=sharded, directory=directory, owns_ray=owns_ray)
+
+
+def _server_settings(settings: Settings) -> dict[str, Any]:
+    """What the Directory and the session servers go by."""
+    return {
         "providers": settings.declarations(),
         "default_provider": settings.default_provider,
         "max_input_bytes": settings.limits.max_input_bytes,
         "spill_bytes": settings.event_store.spill_bytes,
         "retention": settings.event_store.retention,
+        "warm_pool": settings.warm_pool,
+        "idle_after_s": settings.idle_after_s,
+        "max_live_actors": settings.max_live_actors or _fitting_servers(settings.warm_pool),
+        "max_live_sessions": settings.max_live_sessions,
+        "sessions_per_actor": settings.sessions_per_actor,
+        "lease_s": settings.lease_s,
+        "approval_expires_s": settings.approval_expires_s,
+        "placement_labels": settings.placement_labels,
+        "draining": False,
         "version": version("greenroom"),
     }
-    sharded = StoreShards(stores)
-    directory: Any = ray.remote(Directory).options(name=DIRECTORY, **options).remote(address, sharded, server_settings)
-    _check_version(_ask(directory.settings.remote())["version"], address)
-    return Runtime(address, stores=sharded, directory=directory, owns_ray=owns_ray)
+
+
+def _fitting_servers(warm_pool: int) -> int:
+    """How many session servers Ray has memory for. ValidationError if the warm pool alone is more."""
+    fitting = int(ray.cluster_resources().get("memory", 0) // SERVER_MEMORY_BYTES)
+    if warm_pool > fitting:
+        raise ValidationError(
+            f"warm_pool is {warm_pool}, and the cluster has memory for {fitting} session servers of"
+            f" {SERVER_MEMORY_BYTES // 1024**2} MiB; make it smaller, or add nodes.",
+            details={"field": "warm_pool", "fitting": fitting},
+        )
+    return max(1, fitting)
 
 
 def _check_version(found: str, address: RuntimeAddress) -> None:

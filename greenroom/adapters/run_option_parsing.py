@@ -5,9 +5,8 @@ from typing import Any
 
 from ..domain.errors import CapabilityNotSupported, ValidationError
 from ..domain.run_options import DEFAULT_RUN_OPTIONS, LATER_OPTIONS, RunOptions, given_options, merge_options
+from ..domain.tool_policy import parse_policy
 from .option_parsing import parse_options, require_json_safe
-
-_LATER_BUSY = ("interrupt", "steer")
 
 
 def parse_run_options(
@@ -26,11 +25,8 @@ def parse_run_options(
             raise CapabilityNotSupported(
                 f"{field}.{name} is not in this version.", details={"field": f"{field}.{name}"}
             )
-    if merged.get("busy") in _LATER_BUSY:
-        raise CapabilityNotSupported(
-            f"{field}.busy={merged['busy']!r} is not in this version; use 'enqueue' or 'reject'.",
-            details={"field": f"{field}.busy"},
-        )
+    for index, policy in enumerate(merged.get("policies", ())):
+        parse_policy(policy, field=f"{field}.policies[{index}]")
     for name in ("metadata", "provider_options"):
         require_json_safe(merged.get(name), field=f"{field}.{name}")
     parsed = parse_options(RunOptions, merged, field=field)

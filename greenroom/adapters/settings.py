@@ -3,15 +3,16 @@
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError as PydanticError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError as PydanticError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from ..domain.errors import ValidationError
 from ..domain.provider import ProviderDeclaration
 from ..domain.run_input import MAX_INPUT_BYTES
 from ..domain.sharding import MAX_SHARDS
+from ..domain.slots import SlotLimits
 from .providers.registry import declaration
 from .store_options import MEBIBYTE, StoreOptions
 
@@ -28,6 +29,10 @@ class Limits(BaseModel):
 
     max_input_bytes: int = Field(default=MAX_INPUT_BYTES, ge=1)
     """Largest input of one run, in bytes."""
+    running_runs_per_provider: dict[str, int] = Field(default_factory=dict[str, int])
+    """Runs under way at once on a provider, by its name."""
+    running_runs_per_tenant: int | None = Field(default=None, ge=1)
+    """Runs under way at once for each tenant."""
 
 
 class RetentionSettings(BaseModel):
@@ -80,6 +85,24 @@ class Settings(BaseSettings):
     """Address of a Ray cluster to use; None: the one that this process is connected to, else a new local one."""
     providers: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]])
     default_provider: str = "scripted"
+    warm_pool: int = Field(default=1, ge=0)
+    """Session servers that are kept started for sessions to come."""
+    idle_after_s: float = Field(default=60.0, gt=0)
+    """A session with nothing to do leaves its server after this long; the next call brings it back."""
+    max_live_actors: int | None = Field(default=None, ge=1)
+    """Session servers at once, those kept warm among them; None: as many as Ray has memory for."""
+    max_live_sessions: int | None = Field(default=None, ge=1)
+    """Sessions on servers at once; others wait in line until one has nothing to do."""
+    max_running_runs: int | None = Field(default=None, ge=1)
+    """Runs under way at once over all sessions; others wait in line, by priority."""
+    sessions_per_actor: int = Field(default=1, ge=1)
+    """How many sessions share a server, of those whose providers start no processes."""
+    lease_s: float = Field(default=10.0, ge=0.5)
+    """A server that does not answer for this long is taken for dead, and its sessions go on elsewhere."""
+    approval_expires_s: float = Field(default=3600.0, gt=0)
+    """A tool call that waits for a person is denied after this long."""
+    placement_labels: dict[str, str] = Field(default_factory=dict[str, str])
+    """Labels that a node must have for session servers, in Ray's words: {"region": "in(eu, us)"}."""
     limits: Limits = Field(default_factory=Limits)
     event_store: EventStoreSettings = Field(default_factory=EventStoreSettings)
 
@@ -93,6 +116,20 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @model_validator(mode="after")
+    def _pool_fits(self) -> Self:
+        if self.max_live_actors is not None and self.warm_pool > self.max_live_actors:
+            raise ValueError(f"warm_pool is {self.warm_pool}, and max_live_actors {self.max_live_actors} counts it")
+        return self
+
+    def slot_limits(self) -> SlotLimits:
+        """How many runs may be under way at once."""
+        return SlotLimits(
+            total=self.max_running_runs,
+            per_provider=self.limits.running_runs_per_provider,
+            per_tenant=self.limits.running_runs_per_tenant,
+        )
 
     @property
     def is_memory(self) -> bool:

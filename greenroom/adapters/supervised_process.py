@@ -14,6 +14,7 @@ from pathlib import Path
 
 from . import process_supervisor
 from .process_supervisor import DEFAULT_GRACE_S, MAX_GRACE_S, CommandRequest
+from .process_trees import OWNER_VARIABLE, owner_mark
 
 _logger = logging.getLogger(__name__)
 
@@ -44,11 +45,13 @@ _ends_under_way: set[asyncio.Task[None]] = set()
 
 
 def scrubbed_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """What a command gets: the variables that say where and in which language it runs, and `extra` laid over them.
+    """What a command gets: the variables that say where and in which language it runs, `extra` laid over them, and the
+    mark of this process, by which `end_orphans` knows its own.
 
     Keys, tokens, and Ray's own variables stay with the actor.
     """
-    return {name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ} | dict(extra)
+    passed = {name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ}
+    return passed | dict(extra) | {OWNER_VARIABLE: owner_mark()}
 
 
 class CommandNotStarted(OSError):

@@ -13,7 +13,7 @@ from typing import Any, cast, get_type_hints, overload
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, create_model
 from pydantic.json_schema import GenerateJsonSchema
 
-from ..domain.errors import CapabilityNotSupported, ValidationError
+from ..domain.errors import ValidationError
 from ..domain.tool import ToolApproval, ToolSpec
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -81,7 +81,7 @@ def tool(
     """A callable as a tool, with more said than its signature and docstring say. Also a decorator, bare or called.
 
     Raises ValidationError that names the tool and the parameter, for a parameter without annotation, `*args`,
-    `**kwargs`, and an annotation that has no JSON schema; CapabilityNotSupported for approval other than "never".
+    `**kwargs`, and an annotation that has no JSON schema.
     """
 
     def wrap(function: Callable[..., Any]) -> Tool:
@@ -135,12 +135,7 @@ def _checked(spec: ToolSpec) -> ToolSpec:
         raise refusal(f"timeout_s of tool {spec.name!r} must be more than 0, or None", tool=spec.name)
     if spec.approval not in tuple(ToolApproval):
         raise refusal(f"approval of tool {spec.name!r} must be one of {', '.join(ToolApproval)}", tool=spec.name)
-    if spec.approval != ToolApproval.NEVER:
-        raise CapabilityNotSupported(
-            f"Tool {spec.name!r} asks for approval={spec.approval!s}, which this version cannot do; use 'never'.",
-            details={"field": "tools", "tool": spec.name},
-        )
-    return replace(spec, approval=ToolApproval.NEVER)
+    return replace(spec, approval=ToolApproval(spec.approval))
 
 
 class _PlainSchema(GenerateJsonSchema):

@@ -74,7 +74,10 @@ class CallableToolbox:
     def specs(self) -> tuple[ToolSpec, ...]:
         return tuple(self._specs.values())
 
-    async def invoke(self, name: str, arguments: dict[str, Any]) -> ToolResult:
+    async def permit(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult | None:
+        return None
+
+    async def invoke(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult:
         """Call a tool. All that goes wrong comes back as a result for the model; only cancellation passes."""
         called = self._tools.get(name)
         if called is None:

@@ -41,6 +41,9 @@ class IdFactory:
     def event_id(self) -> EventId:
         return EventId("evt_" + self._next_hex())
 
+    def approval_id(self) -> str:
+        return "apr_" + self._next_hex()
+
     def _next_hex(self) -> str:
         millisecond = self._now_us() // _MICROSECONDS_PER_MILLISECOND
         if millisecond > self._millisecond:

@@ -102,8 +102,13 @@ class Provider(Protocol):
         """Ask the attempt politely to stop its turn; CapabilityNotSupported where it can only be cancelled."""
         ...
 
-    async def steer(self, run_id: str, message: str) -> None:
-        """Hand a message to the running attempt; CapabilityNotSupported where that cannot be done."""
+    async def steer(self, run_id: str, message: str) -> bool:
+        """Hand a message to the running attempt: True if the agent has it, False if it gets it with its next turn.
+        CapabilityNotSupported where that cannot be done."""
+        ...
+
+    def processes(self, run_id: str) -> list[dict[str, int]]:
+        """The processes that the attempt has started: pid, count of the tree under it, memory_bytes of all of it."""
         ...
 
     async def aclose(self) -> None:

@@ -14,8 +14,15 @@ def fold_session(session: Session | None, event: Event, *, epoch: int) -> Sessio
     if session is None:
         return _created(event, epoch)
     status = next_session_status(session.status, event.type)
-    error = event.data if event.type is EventType.SESSION_FAILED else session.error
-    return replace(session, status=status, updated_at=event.timestamp, epoch=epoch, error=error)
+    return replace(
+        session,
+        status=status,
+        updated_at=event.timestamp,
+        epoch=epoch,
+        error=event.data if event.type is EventType.SESSION_FAILED else session.error,
+        pause_reason=event.data.get("reason") if event.type is EventType.SESSION_PAUSED else None,
+        last_call_id=event.metadata.get("call_id"),
+    )
 
 
 def _created(event: Event, epoch: int) -> Session:

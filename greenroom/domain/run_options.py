@@ -25,6 +25,11 @@ class Busy(StrEnum):
 
     ENQUEUE = "enqueue"
     REJECT = "reject"
+    """It is refused with queue_full."""
+    INTERRUPT = "interrupt"
+    """The run that has been under way longest is interrupted, and the new one stands in line."""
+    STEER = "steer"
+    """The input is handed to the run that has been under way longest, whose id is the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +47,10 @@ class RunOptions:
     on_crash: OnCrash = OnCrash.FAIL
     max_attempts: int = DEFAULT_MAX_ATTEMPTS
     busy: Busy = Busy.ENQUEUE
+    priority: int = 0
+    """Where the runtime is at its limit, runs with a higher one start first. Within a session the order stands."""
+    policies: tuple[dict[str, Any], ...] = ()
+    """All of them hold: together they can only tighten. `policy` adds one; those of the session's run_defaults stay."""
 
     def __post_init__(self) -> None:
         if not self.deadline_s > 0 or self.deadline_s == float("inf"):
@@ -66,12 +75,9 @@ LATER_OPTIONS = frozenset(
         "continuation",
         "continuation_limits",
         "workspace",
-        "policy",
-        "policies",
         "required_capabilities",
         "optional_capabilities",
         "retry_budget_s",
-        "priority",
         "response_schema",
     }
 )
@@ -81,10 +87,16 @@ LATER_OPTIONS = frozenset(
 def given_options(options: RunOptions) -> dict[str, Any]:
     """The options that differ from their defaults, as JSON-safe values: what an event keeps."""
     return {
-        item.name: value.value if isinstance(value, StrEnum) else value
+        item.name: _plain(value)
         for item in fields(RunOptions)
         if (value := getattr(options, item.name)) != getattr(DEFAULT_RUN_OPTIONS, item.name)
     }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, StrEnum):
+        return value.value
+    return list(value) if isinstance(value, tuple) else value  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
 
 def merge_options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,4 +105,19 @@ def merge_options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict
     for name in ("provider_options", "metadata"):
         if name in defaults and name in given:
             merged[name] = {**defaults[name], **given[name]}
+    policies = [*_policies_of(defaults), *_policies_of(given)]
+    merged.pop("policy", None)
+    if policies:
+        merged["policies"] = policies
     return merged
+
+
+def _policies_of(options: Mapping[str, Any]) -> list[Any]:
+    """`policy` and `policies` as one list."""
+    several = options.get("policies") or ()
+    if not isinstance(several, list | tuple):
+        raise ValidationError("options.policies must be a list of policies.", details={"field": "options.policies"})
+    found: list[Any] = list(several)  # pyright: ignore[reportUnknownArgumentType]  whatever a caller gave
+    if options.get("policy") is not None:
+        found.append(options["policy"])
+    return found

@@ -1,6 +1,6 @@
 """The queue of a session: first in, first out, with a fixed number of slots. Pure bookkeeping, no clock, no I/O."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from .errors import QueueFull
 
@@ -14,6 +14,8 @@ class RunQueue:
     def __init__(self, *, slots: int, capacity: int) -> None:
         self.slots = slots
         self.capacity = capacity
+        self.is_paused = False
+        """Whether nobody is to take a slot for now."""
         self._waiting: dict[str, None] = {}  # a dict keeps order and removes from the middle in constant time
         self._running: dict[str, None] = {}
 
@@ -34,7 +36,7 @@ class RunQueue:
     @property
     def has_free_slot(self) -> bool:
         """Whether a run enqueued now would start at once."""
-        return len(self._waiting) + len(self._running) < self.slots
+        return not self.is_paused and len(self._waiting) + len(self._running) < self.slots
 
     def admit(self, count: int) -> None:
         """Raise QueueFull unless that many more runs find a slot or a place to wait; changes nothing."""
@@ -49,11 +51,14 @@ class RunQueue:
         """Put runs at the end of the line. Admission is the caller's business: recovery must be able to exceed it."""
         self._waiting.update(dict.fromkeys(run_ids))
 
-    def start_ready(self) -> list[str]:
-        """Give the free slots to the first in line; returns those that took one, in order."""
+    def start_ready(self, may_start: Callable[[str], bool] = lambda _: True) -> list[str]:
+        """Give the free slots to the first in line; returns those that took one, in order. Who may not start holds up
+        those behind it: nobody overtakes."""
         started: list[str] = []
-        while self._waiting and len(self._running) < self.slots:
+        while self._waiting and len(self._running) < self.slots and not self.is_paused:
             run_id = next(iter(self._waiting))
+            if not may_start(run_id):
+                break
             del self._waiting[run_id]
             self._running[run_id] = None
             started.append(run_id)

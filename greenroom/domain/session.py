@@ -61,6 +61,12 @@ def next_session_status(status: SessionState, event_type: EventType) -> SessionS
         ) from None
 
 
+DRAINED = "drained"
+"""Why a session is paused that took no new runs until the last one had ended."""
+
+TENANT = "tenant"
+"""The key of the metadata of a session that says whose it is."""
+
 DEFAULT_MAX_CONCURRENT_RUNS = 1
 DEFAULT_MAX_QUEUED_RUNS = 100
 
@@ -118,6 +124,19 @@ class Session:
     run_defaults: dict[str, Any]
     error: dict[str, Any] | None
     idempotency_key: str | None
+    pause_reason: str | None = None
+    """Why it is paused, if something else than `pause` did that."""
+    last_call_id: str | None = None
+    """The call that brought it to its status: it may come again."""
+
+    @property
+    def is_paused(self) -> bool:
+        return self.status is SessionState.PAUSED
+
+    @property
+    def tenant(self) -> str | None:
+        """Whose it is."""
+        return self.metadata.get(TENANT)
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON-safe values, times in ISO 8601."""
@@ -138,6 +157,8 @@ class Session:
             "run_defaults": self.run_defaults,
             "error": self.error,
             "idempotency_key": self.idempotency_key,
+            "pause_reason": self.pause_reason,
+            "last_call_id": self.last_call_id,
         }
 
     @classmethod
@@ -168,4 +189,7 @@ class SessionStatus:
     max_queued_runs: int
     subscribers: int
     pending_approvals: list[dict[str, Any]]
+    """Tool calls that wait for a person: id, run_id, tool_call_id, tool_name, input, expires_at."""
+    processes: list[dict[str, Any]]
+    """Of its providers: run_id, pid, count of processes in the tree, and memory_bytes of them together."""
     last_seq: int

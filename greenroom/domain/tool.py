@@ -49,13 +49,18 @@ class ToolResult:
 class Toolbox(Protocol):
     """The tools of one session.
 
+    `permit` says whether a call may be made: None, or the answer for the model instead. `invoke` asks that itself, and
+    then runs the tool; who runs tools in other ways asks `permit` first. Both may wait for a person.
+
     `invoke` never raises for what a tool does: bad arguments, an exception, running past its time and an unknown name
     all come back as a ToolResult for the model. Only cancellation passes through.
     """
 
     def specs(self) -> tuple[ToolSpec, ...]: ...
 
-    async def invoke(self, name: str, arguments: dict[str, Any]) -> ToolResult: ...
+    async def permit(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult | None: ...
+
+    async def invoke(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult: ...
 
 
 class NoTools:
@@ -64,6 +69,9 @@ class NoTools:
     def specs(self) -> tuple[ToolSpec, ...]:
         return ()
 
-    async def invoke(self, name: str, arguments: dict[str, Any]) -> ToolResult:
+    async def permit(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult | None:
+        return None
+
+    async def invoke(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult:
         text = f"There is no tool {name!r} in this session."
         return ToolResult(output=text, outcome=ToolOutcome.ERROR, error={"code": "tool_not_found", "message": text})

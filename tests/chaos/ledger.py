@@ -113,8 +113,9 @@ class Ledger:
 
     def _own(self, name: str, stream: int, epoch: int, last_seq: int) -> None:
         known = self.sessions.setdefault(name, KnownSession(name))
-        if known.is_leaving:  # the life went on after a deletion that failed
-            known.is_leaving = False
+        if known.is_leaving and (epoch, last_seq) == (1, 0):  # deleted after all, though the disk refused at first
+            known = self.sessions[name] = KnownSession(name)
+        known.is_leaving = False
         known.exists = True
         if epoch <= known.epoch:
             self.problems.append(f"{name}: epoch {epoch} was granted after {known.epoch}")

@@ -137,9 +137,9 @@ def test_what_comes_later_says_so(runtime: Runtime) -> None:
     session = runtime.open_session()
 
     with pytest.raises(greenroom.CapabilityNotSupported):
-        ray.get(session.submit_run.remote("x", {"policy": {"name": "p"}}))
+        ray.get(session.submit_run.remote("x", {"workspace": {"path": "."}}))
     with pytest.raises(greenroom.CapabilityNotSupported):
-        ray.get(session.pause.remote())
+        ray.get(session.transcript.remote())
 
 
 def test_an_idempotency_key_gives_the_first_answer(runtime: Runtime) -> None:

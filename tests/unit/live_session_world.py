@@ -23,6 +23,7 @@ from greenroom.domain.provider import (
     ProviderRequest as Request,
 )
 from greenroom.domain.run import Run, RunResult
+from greenroom.domain.run_gate import RunGate
 from greenroom.domain.run_outcome import outcome_of
 from greenroom.domain.session import SessionSpec
 from greenroom.domain.token_usage import TokenUsage
@@ -63,8 +64,11 @@ class PlayProvider:
     async def interrupt(self, run_id: str) -> None:
         raise CapabilityNotSupported
 
-    async def steer(self, run_id: str, message: str) -> None:
+    async def steer(self, run_id: str, message: str) -> bool:
         raise CapabilityNotSupported
+
+    def processes(self, run_id: str) -> list[dict[str, int]]:
+        return []
 
     async def aclose(self) -> None:
         return None
@@ -123,6 +127,7 @@ class World:
         self.log = log or MemoryEventLog()
         self.ids = id_factory()
         self.ahead_us = 0
+        self.approval_expires_s = 3_600.0
         self.lost: Counter[str] = Counter()
         self._lives: list[LiveSession] = []
         self._calls = count(1)
@@ -142,6 +147,8 @@ class World:
         create: bool = True,
         tools: Toolbox | None = None,
         key: str | None = None,
+        gate: RunGate | None = None,
+        shared: bool = False,
         **spec: Any,
     ) -> LiveSession:
         """Take the session over as a new process would; runs go to the given provider, else to the scripted one."""
@@ -155,10 +162,13 @@ class World:
             providers=GivenProviders({"given": provider} if provider else {}),
             default_provider="scripted",
             max_input_bytes=1_000,
+            approval_expires_s=self.approval_expires_s,
             tools=tools or NoTools(),
             ids=self.ids,
             now_us=self.now_us,
             on_lost=lambda: self.lost.update([owner]),
+            gate=gate,
+            shared=shared,
         )
         self._lives.append(live)
         return live

@@ -31,7 +31,6 @@ from greenroom.domain.errors import (
     WriterFenced,
 )
 from greenroom.domain.event import Event, EventType, NewEvent
-from greenroom.domain.event_log import EventQuery
 from greenroom.domain.provider import ProviderEvent, ProviderRequest as Request
 from greenroom.domain.run import RunResult, RunStatus
 from greenroom.domain.session import SessionState
@@ -1376,14 +1375,3 @@ async def test_subscribers_are_counted_and_bounded(world: World, monkeypatch: py
     await stream.aclose()
 
     assert 0 == live.state().subscribers
-
-
-async def test_a_page_of_events_waits_for_a_match(world: World, gates: Gates) -> None:
-    live = await world.open(gates)
-    query = EventQuery(after=live.feed.last_seq, types=frozenset({EventType.RUN_STARTED}))
-    reading = asyncio.create_task(live.read_events(query, wait_s=30))
-    await settled()
-
-    await world.submit(live, "a")
-
-    assert ["run_started"] == [event.type for event in await asyncio.wait_for(reading, 5)]

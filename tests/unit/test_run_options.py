@@ -97,14 +97,6 @@ def test_an_option_of_a_later_version_is_told_from_a_wrong_one(name: str) -> Non
     assert {"field": f"options.{name}"} == refused.value.details
 
 
-@pytest.mark.parametrize("busy", ["interrupt", "steer"])
-def test_a_busy_of_a_later_version_is_told_from_a_wrong_one(busy: str) -> None:
-    with pytest.raises(CapabilityNotSupported) as refused:
-        parse_run_options({}, {"busy": busy})
-
-    assert {"field": "options.busy"} == refused.value.details
-
-
 def test_the_contract_names_are_all_known() -> None:
     contract = {
         *("provider", "router", "provider_options", "model", "deadline_s", "max_turns", "permission_mode"),
@@ -112,7 +104,7 @@ def test_the_contract_names_are_all_known() -> None:
         *("metadata", "on_crash", "max_attempts", "retry_budget_s", "busy", "priority", "response_schema"),
     }
 
-    assert contract <= LATER_OPTIONS | set(RunOptions.__dataclass_fields__)
+    assert contract <= LATER_OPTIONS | set(RunOptions.__dataclass_fields__) | {"policy"}
     assert not LATER_OPTIONS & set(RunOptions.__dataclass_fields__)
 
 

@@ -33,7 +33,10 @@ class OneTool:
     def specs(self) -> tuple[ToolSpec, ...]:
         return (ToolSpec(name="add", description="", input_schema={}),)
 
-    async def invoke(self, name: str, arguments: dict[str, Any]) -> ToolResult:
+    async def permit(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult | None:
+        return None
+
+    async def invoke(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult:
         if "fail" in arguments:
             return ToolResult(output="no", outcome=ToolOutcome.ERROR, error={"code": "x"})
         return ToolResult(output={name: arguments})
@@ -308,7 +311,5 @@ async def test_it_can_only_be_cancelled() -> None:
 
     with pytest.raises(CapabilityNotSupported):
         await provider.interrupt("run_1")
-    with pytest.raises(CapabilityNotSupported):
-        await provider.steer("run_1", "Hi.")
     await provider.aclose()
     assert {"streaming", "tool_use", "system_prompts"} == {one.name for one in provider.capabilities()}

@@ -23,8 +23,8 @@ from greenroom.adapters.tools import (
     tool,
     unpack_tools,
 )
-from greenroom.domain.errors import CapabilityNotSupported, ValidationError
-from greenroom.domain.tool import ToolOutcome
+from greenroom.domain.errors import ValidationError
+from greenroom.domain.tool import ToolApproval, ToolOutcome
 
 
 @dataclass
@@ -154,10 +154,9 @@ def test_a_timeout_must_be_a_time(timeout_s: float) -> None:
         tool(weather, timeout_s=timeout_s)
 
 
-@pytest.mark.parametrize("approval", ["always", "policy"])
-def test_approval_is_refused_until_there_are_approvals(approval: str) -> None:
-    with pytest.raises(CapabilityNotSupported, match="weather"):
-        tool(weather, approval=approval)
+@pytest.mark.parametrize("approval", ["never", "always", "policy"])
+def test_a_tool_says_whether_a_person_is_asked(approval: str) -> None:
+    assert ToolApproval(approval) is tool(weather, approval=approval).spec.approval
 
 
 def test_two_tools_of_one_name_are_refused() -> None:
@@ -166,20 +165,20 @@ def test_two_tools_of_one_name_are_refused() -> None:
 
 
 async def test_arguments_are_converted_to_the_annotations() -> None:
-    result = await CallableToolbox([weather]).invoke("weather", {"place": {"city": "Oslo"}})
+    result = await CallableToolbox([weather]).invoke("weather", {"place": {"city": "Oslo"}}, "call_1")
 
     assert (result.output, result.outcome) == ("rain in Oslo, NO (C)", None)
 
 
 async def test_an_async_tool_is_awaited() -> None:
-    assert (await CallableToolbox([double]).invoke("double", {"number": "21"})).output == 42
+    assert (await CallableToolbox([double]).invoke("double", {"number": "21"}, "call_1")).output == 42
 
 
 async def test_a_sync_tool_runs_in_a_thread_of_its_own_kind() -> None:
     def where() -> str:
         return threading.current_thread().name
 
-    assert (await CallableToolbox([where]).invoke("where", {})).output.startswith("greenroom-tool")
+    assert (await CallableToolbox([where]).invoke("where", {}, "call_1")).output.startswith("greenroom-tool")
 
 
 async def test_partials_methods_and_callable_objects_are_tools() -> None:
@@ -193,20 +192,20 @@ async def test_partials_methods_and_callable_objects_are_tools() -> None:
     named = tool(functools.partial(weather, unit="F"), name="fahrenheit")
     toolbox = CallableToolbox([Greeter(), Greeter().method, named])
 
-    assert (await toolbox.invoke("Greeter", {"name": "A"})).output == "Hello A"
-    assert (await toolbox.invoke("method", {"name": "B"})).output == "Hi B"
-    assert (await toolbox.invoke("fahrenheit", {"place": {"city": "C"}})).output == "rain in C, NO (F)"
+    assert (await toolbox.invoke("Greeter", {"name": "A"}, "call_1")).output == "Hello A"
+    assert (await toolbox.invoke("method", {"name": "B"}, "call_1")).output == "Hi B"
+    assert (await toolbox.invoke("fahrenheit", {"place": {"city": "C"}}, "call_1")).output == "rain in C, NO (F)"
 
 
 async def test_what_a_sync_tool_returns_is_awaited_when_it_must_be() -> None:
     def wrapped(number: int) -> Any:
         return double(number)
 
-    assert (await CallableToolbox([wrapped]).invoke("wrapped", {"number": 2})).output == 4
+    assert (await CallableToolbox([wrapped]).invoke("wrapped", {"number": 2}, "call_1")).output == 4
 
 
 async def test_wrong_arguments_are_told_to_the_model_and_nothing_is_called() -> None:
-    result = await CallableToolbox([double]).invoke("double", {"number": "many", "extra": 1})
+    result = await CallableToolbox([double]).invoke("double", {"number": "many", "extra": 1}, "call_1")
 
     assert result.outcome is ToolOutcome.ERROR
     assert result.error is not None
@@ -216,7 +215,7 @@ async def test_wrong_arguments_are_told_to_the_model_and_nothing_is_called() -> 
 
 
 async def test_an_unknown_name_answers_tool_not_found() -> None:
-    result = await CallableToolbox([double]).invoke("triple", {})
+    result = await CallableToolbox([double]).invoke("triple", {}, "call_1")
 
     assert (result.outcome, (result.error or {})["code"]) == (ToolOutcome.ERROR, "tool_not_found")
 
@@ -232,7 +231,7 @@ async def test_what_a_tool_raises_is_told_to_the_model(raised: BaseException) ->
     toolbox = CallableToolbox([sync_tool, async_tool])
 
     for name in ("sync_tool", "async_tool"):
-        result = await toolbox.invoke(name, {})
+        result = await toolbox.invoke(name, {}, "call_1")
         assert (result.outcome, (result.error or {})["code"]) == (ToolOutcome.ERROR, "tool_execution_failed")
         assert "bad" in result.output
 
@@ -241,7 +240,7 @@ async def test_a_tool_whose_own_task_was_cancelled_has_failed() -> None:
     async def confused() -> None:
         raise asyncio.CancelledError
 
-    assert (await CallableToolbox([confused]).invoke("confused", {})).outcome is ToolOutcome.ERROR
+    assert (await CallableToolbox([confused]).invoke("confused", {}, "call_1")).outcome is ToolOutcome.ERROR
 
 
 async def test_an_async_tool_past_its_time_is_stopped() -> None:
@@ -253,7 +252,7 @@ async def test_an_async_tool_past_its_time_is_stopped() -> None:
         finally:
             stopped.set()
 
-    result = await CallableToolbox([tool(slow, timeout_s=0.01)]).invoke("slow", {})
+    result = await CallableToolbox([tool(slow, timeout_s=0.01)]).invoke("slow", {}, "call_1")
 
     assert (result.outcome, (result.error or {})["code"]) == (ToolOutcome.ERROR, "timeout")
     assert "timed out" in result.output
@@ -264,7 +263,7 @@ async def test_a_sync_tool_past_its_time_is_in_doubt(gate: threading.Event) -> N
     def slow() -> None:
         gate.wait()
 
-    result = await CallableToolbox([tool(slow, timeout_s=0.05)]).invoke("slow", {})
+    result = await CallableToolbox([tool(slow, timeout_s=0.05)]).invoke("slow", {}, "call_1")
 
     assert (result.outcome, (result.error or {})["code"]) == (ToolOutcome.IN_DOUBT, "timeout")
 
@@ -277,11 +276,11 @@ async def test_a_sync_tool_that_never_got_a_thread_is_not_in_doubt(gate: threadi
         gate.wait()
 
     toolbox = CallableToolbox([hold, tool(weather, timeout_s=0.05)])
-    holders = [asyncio.create_task(toolbox.invoke("hold", {})) for _ in range(MAX_TOOL_THREADS)]
+    holders = [asyncio.create_task(toolbox.invoke("hold", {}, "call_1")) for _ in range(MAX_TOOL_THREADS)]
     for _ in holders:
         await asyncio.to_thread(begun.acquire)
 
-    result = await toolbox.invoke("weather", {"place": {"city": "Oslo"}})
+    result = await toolbox.invoke("weather", {"place": {"city": "Oslo"}}, "call_1")
 
     gate.set()
     await asyncio.gather(*holders)
@@ -304,7 +303,7 @@ async def test_cancellation_passes(gate: threading.Event) -> None:
     toolbox = CallableToolbox([tool(wait, timeout_s=60), block])
 
     for name in ("wait", "block"):
-        task = asyncio.create_task(toolbox.invoke(name, {}))
+        task = asyncio.create_task(toolbox.invoke(name, {}, "call_1"))
         await asyncio.to_thread(begun.acquire)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -328,7 +327,7 @@ async def test_outputs_are_made_json_safe(value: object, expected: object) -> No
     def give() -> Any:
         return value
 
-    assert (await CallableToolbox([give]).invoke("give", {})).output == expected
+    assert (await CallableToolbox([give]).invoke("give", {}, "call_1")).output == expected
 
 
 async def test_an_output_without_end_is_cut() -> None:
@@ -337,14 +336,14 @@ async def test_an_output_without_end_is_cut() -> None:
         itself.append(itself)
         return itself
 
-    assert (await CallableToolbox([knot]).invoke("knot", {})).output == ["..."]
+    assert (await CallableToolbox([knot]).invoke("knot", {}, "call_1")).output == ["..."]
 
 
 async def test_a_stop_iteration_does_not_hang_the_caller() -> None:
     def stop() -> None:
         raise StopIteration
 
-    assert (await CallableToolbox([stop]).invoke("stop", {})).outcome is ToolOutcome.ERROR
+    assert (await CallableToolbox([stop]).invoke("stop", {}, "call_1")).outcome is ToolOutcome.ERROR
 
 
 async def test_an_importable_tool_travels_by_path() -> None:
@@ -354,14 +353,14 @@ async def test_an_importable_tool_travels_by_path() -> None:
 
     assert record["path"] == f"{__name__}:double"
     assert toolbox.specs() == (tool(double, name="twice", timeout_s=5).spec,)
-    assert (await toolbox.invoke("twice", {"number": 4})).output == 8
+    assert (await toolbox.invoke("twice", {"number": 4}, "call_1")).output == 8
 
 
 async def test_a_decorated_tool_travels_by_path_too() -> None:
     toolbox = unpack_tools([pack_tool(decorated)])
 
     assert toolbox.specs() == (decorated.spec,)
-    assert (await toolbox.invoke("quick", {"text": "a"})).output == "A"
+    assert (await toolbox.invoke("quick", {"text": "a"}, "call_1")).output == "A"
 
 
 async def test_a_tool_that_cannot_be_imported_travels_by_pickle() -> None:
@@ -380,7 +379,7 @@ async def test_a_tool_that_cannot_be_imported_travels_by_pickle() -> None:
     assert "path" not in record
     assert isinstance(record["pickle"], bytes)
     assert toolbox.specs() == (describe_tool(triple),)
-    assert (await toolbox.invoke("triple", {"local": {"number": 2}})).output == 6
+    assert (await toolbox.invoke("triple", {"local": {"number": 2}}, "call_1")).output == 6
 
 
 MAIN_SCRIPT = """
@@ -410,12 +409,12 @@ async def test_a_function_of_a_script_is_restored_in_another_process_with_the_ty
     record = pickle.loads(packed)
 
     toolbox = unpack_tools([record])
-    result = await toolbox.invoke("forecast", {"place": {"city": "Oslo"}, "wish": {"sky": "rain"}})
+    result = await toolbox.invoke("forecast", {"place": {"city": "Oslo"}, "wish": {"sky": "rain"}}, "call_1")
 
     assert set(record) == {"spec", "pickle"}
     assert [spec.timeout_s for spec in toolbox.specs()] == [9]
     assert result.output == "rain in Oslo []"
-    assert (await toolbox.invoke("forecast", {"place": {}, "wish": {}})).outcome is ToolOutcome.ERROR
+    assert (await toolbox.invoke("forecast", {"place": {}, "wish": {}}, "call_1")).outcome is ToolOutcome.ERROR
 
 
 def test_a_tool_that_cannot_be_pickled_is_refused_by_name() -> None:
@@ -437,7 +436,7 @@ async def test_a_tool_that_cannot_be_restored_stays_listed_and_answers_tool_not_
 
     assert {spec.name for spec in toolbox.specs()} == {"double", "broken", "weather"}
     for name in ("double", "broken"):
-        result = await toolbox.invoke(name, {"number": 1})
+        result = await toolbox.invoke(name, {"number": 1}, "call_1")
         assert (result.error or {})["code"] == "tool_not_found"
 
 

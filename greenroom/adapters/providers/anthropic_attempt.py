@@ -154,6 +154,11 @@ class Attempt:
         ]
         self._usage = TokenUsage()
         self._cost_usd: float | None = 0.0
+        self._steered: list[str] = []
+
+    def steer(self, message: str) -> None:
+        """Say this to the model with the next turn, of which there will be one unless the turns are used up."""
+        self._steered.append(message)
 
     async def run(self) -> AsyncGenerator[ProviderEvent | ProviderOutcome, None]:
         """All turns, then the outcome. Closing it closes the HTTP stream."""
@@ -171,8 +176,9 @@ class Attempt:
                 async for event in events:
                     yield event
             yield ProviderEvent(EventType.TURN_COMPLETED, {"turn": turn, "stop_reason": message.stop_reason})
-            if not goes_on:
+            if not goes_on and not (self._steered and turn < max_turns):
                 break
+            self._take_steered()
         yield ProviderOutcome(
             content=message.text,
             stop_reason="max_turns" if message.wants_another_turn else message.stop_reason or "unknown",
@@ -181,6 +187,17 @@ class Attempt:
             cost_usd=self._cost_usd,
             turn_count=turn,
         )
+
+    def _take_steered(self) -> None:
+        said = [{"type": "text", "text": text} for text in self._steered]
+        self._steered.clear()
+        if not said:
+            return
+        last = self._messages[-1]
+        if last["role"] == "user" and isinstance(last["content"], list):
+            last["content"] += said  # behind the results of tools
+        else:
+            self._messages.append({"role": "user", "content": said})
 
     async def _receive(self, message: AssistantMessage) -> AsyncGenerator[ProviderEvent, None]:
         async with aclosing(self._raw_events()) as raw_events:
@@ -230,7 +247,7 @@ class Attempt:
         if call.complaint is not None:
             error = {"code": "invalid_input", "message": call.complaint}
             return ToolResult(output=call.complaint, outcome=ToolOutcome.ERROR, error=error)
-        return await self._request.tools.invoke(call.name, call.arguments)
+        return await self._request.tools.invoke(call.name, call.arguments, call.id)
 
     def _account(self, message: AssistantMessage) -> None:
         self._usage = self._usage + message.usage

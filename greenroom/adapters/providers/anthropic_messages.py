@@ -5,12 +5,14 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from ...domain.errors import CapabilityNotSupported
+from ...domain.errors import CapabilityNotSupported, InvalidOperation
 from ...domain.provider import Capability, CapabilityType, ProviderEvent, ProviderOutcome, ProviderRequest
 from .anthropic_options import AnthropicOptions, check_anthropic_options, read_api_key
 
 if TYPE_CHECKING:  # the SDK costs 72 MB
     from anthropic import AsyncAnthropic
+
+    from .anthropic_attempt import Attempt
 
 
 class AnthropicProvider:
@@ -20,10 +22,13 @@ class AnthropicProvider:
     others gets a client of its own, closed at its end.
     """
 
+    RUNS_IN_PROCESS = True
+
     def __init__(self, name: str) -> None:
         self.name = name
         self._client: AsyncAnthropic | None = None
         self._client_of: tuple[str | None, str] | None = None
+        self._attempts: dict[str, Attempt] = {}
 
     @staticmethod
     def check_options(options: Mapping[str, Any], *, field: str) -> AnthropicOptions:
@@ -46,15 +51,27 @@ class AnthropicProvider:
         sdk = await asyncio.to_thread(_load_attempts)
         async with self._connected(options.base_url, api_key) as client:
             attempt = sdk.Attempt(client, request, options, api_key)
-            async with aclosing(attempt.run()) as steps:
-                async for step in steps:
-                    yield step
+            self._attempts[request.run_id] = attempt
+            try:
+                async with aclosing(attempt.run()) as steps:
+                    async for step in steps:
+                        yield step
+            finally:
+                del self._attempts[request.run_id]
 
     async def interrupt(self, run_id: str) -> None:
         raise CapabilityNotSupported("A call of the Messages API cannot be interrupted politely; cancel the run.")
 
-    async def steer(self, run_id: str, message: str) -> None:
-        raise CapabilityNotSupported("A call of the Messages API cannot be steered; submit another run.")
+    async def steer(self, run_id: str, message: str) -> bool:
+        """The model hears it with its next turn; one is added if it would have been done."""
+        attempt = self._attempts.get(run_id)
+        if attempt is None:
+            raise InvalidOperation(f"Run {run_id} has not begun to talk to the model.", details={"run_id": run_id})
+        attempt.steer(message)
+        return False
+
+    def processes(self, run_id: str) -> list[dict[str, int]]:
+        return []
 
     async def aclose(self) -> None:
         client, self._client, self._client_of = self._client, None, None

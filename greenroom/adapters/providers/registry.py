@@ -25,7 +25,11 @@ BUILT_IN_DECLARATIONS: Mapping[str, ProviderDeclaration] = {
 
 
 class ProviderClass(Protocol):
-    """What a kind is: a class whose instances are providers, and that can check options without making one."""
+    """What a kind is: a class whose instances are providers, and that can check options without making one.
+
+    One that has `RUNS_IN_PROCESS = True` starts no processes and keeps no working directory: its sessions may share a
+    process with others. Without that word each of its sessions gets one of its own.
+    """
 
     def __call__(self, name: str) -> Provider: ...
 

@@ -3,10 +3,11 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...domain.errors import ERRORS_BY_CODE, CapabilityNotSupported, ProviderError, ValidationError
+from ...domain.errors import ERRORS_BY_CODE, CapabilityNotSupported, ProviderError, RunNotFound, ValidationError
 from ...domain.event import EventType
 from ...domain.provider import Capability, CapabilityType, ProviderEvent, ProviderOutcome, ProviderRequest
 from ...domain.run_input import Role
@@ -75,9 +76,12 @@ class ScriptedOptions(ScriptedStep):
 class ScriptedProvider:
     """Plays its options. Costs nothing, needs nothing, and does the same every time."""
 
+    RUNS_IN_PROCESS = True
+
     def __init__(self, name: str) -> None:
         self.name = name
         self._failures: Counter[str] = Counter()
+        self._steered: dict[str, list[str]] = {}
         self._parsed: tuple[Mapping[str, Any], ScriptedOptions] | None = None
 
     @staticmethod
@@ -96,6 +100,15 @@ class ScriptedProvider:
         )
 
     async def execute(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent | ProviderOutcome]:
+        self._steered[request.run_id] = []
+        try:
+            async with aclosing(self._play(request)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            del self._steered[request.run_id]
+
+    async def _play(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent | ProviderOutcome]:
         step = self._step(request)
         if step.latency_s:
             await asyncio.sleep(step.latency_s)
@@ -105,8 +118,8 @@ class ScriptedProvider:
         for index, call in enumerate(step.tool_calls):
             call_id = f"call_{request.attempt}_{index + 1}"
             yield tool_call_started(call_id, call.name, call.input)
-            yield tool_call_ended(call_id, call.name, call.input, await _play(request, call))
-        reply = _last_user_message(request) if step.echo else step.reply
+            yield tool_call_ended(call_id, call.name, call.input, await _called(request, call, call_id))
+        reply = self._last_message(request) if step.echo else step.reply
         async for event in _stream(reply, step, stop_after=step.fail_after_chunks if failure else None):
             yield event
         if failure is not None:
@@ -123,8 +136,16 @@ class ScriptedProvider:
     async def interrupt(self, run_id: str) -> None:
         raise CapabilityNotSupported("A scripted run cannot be interrupted politely; cancel it.")
 
-    async def steer(self, run_id: str, message: str) -> None:
-        raise CapabilityNotSupported("A scripted run cannot be steered.")
+    async def steer(self, run_id: str, message: str) -> bool:
+        """The run has it at once: with `echo` it is what it replies, unless it was replying already."""
+        steered = self._steered.get(run_id)
+        if steered is None:
+            raise RunNotFound(f"No run {run_id} is under way here.", details={"run_id": run_id})
+        steered.append(message)
+        return True
+
+    def processes(self, run_id: str) -> list[dict[str, int]]:
+        return []
 
     async def aclose(self) -> None:
         return None
@@ -139,6 +160,11 @@ class ScriptedProvider:
         entry = options.script[min(request.run_number, len(options.script)) - 1]
         return parse_options(ScriptedStep, entry, field="options.script")
 
+    def _last_message(self, request: ProviderRequest) -> str:
+        if self._steered[request.run_id]:
+            return self._steered[request.run_id][-1]
+        return next((message.content for message in reversed(request.messages) if message.role is Role.USER), "")
+
     def _failure(self, request: ProviderRequest, step: ScriptedStep) -> Exception | None:
         if step.fail_with is None:
             return None
@@ -150,12 +176,13 @@ class ScriptedProvider:
         return ERRORS_BY_CODE.get(step.fail_with, ProviderError)("The script says so.", details=details)
 
 
-async def _play(request: ProviderRequest, call: ScriptedToolCall) -> ToolResult:
+async def _called(request: ProviderRequest, call: ScriptedToolCall, call_id: str) -> ToolResult:
     if call.delay_s:
         await asyncio.sleep(call.delay_s)
     if call.output is None and any(spec.name == call.name for spec in request.tools.specs()):
-        return await request.tools.invoke(call.name, call.input)
-    return ToolResult(output=call.output)
+        return await request.tools.invoke(call.name, call.input, call_id)
+    refusal = await request.tools.permit(call.name, call.input, call_id)
+    return refusal if refusal is not None else ToolResult(output=call.output)
 
 
 async def _stream(text: str, step: ScriptedStep, *, stop_after: int | None) -> AsyncGenerator[ProviderEvent]:
@@ -177,7 +204,3 @@ def _split(text: str, parts: int) -> list[str]:
         pieces.append(text[start:end])
         start = end
     return pieces
-
-
-def _last_user_message(request: ProviderRequest) -> str:
-    return next((message.content for message in reversed(request.messages) if message.role is Role.USER), "")

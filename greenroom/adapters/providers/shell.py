@@ -26,6 +26,7 @@ from ...domain.provider import Capability, CapabilityType, ProviderEvent, Provid
 from ...domain.run_input import Role
 from ...domain.token_usage import TokenUsage
 from ..option_parsing import parse_options
+from ..process_trees import measured_tree
 from ..supervised_process import CommandNotStarted, SupervisedProcess, scrubbed_environment
 
 StreamName = Literal["stdout", "stderr"]
@@ -121,8 +122,12 @@ class ShellProvider:
         else:
             process.send_signal(signal.SIGINT)
 
-    async def steer(self, run_id: str, message: str) -> None:
+    async def steer(self, run_id: str, message: str) -> bool:
         raise CapabilityNotSupported("A shell command cannot be steered; interrupt or cancel it.")
+
+    def processes(self, run_id: str) -> list[dict[str, int]]:
+        process = self._processes.get(run_id)
+        return [] if process is None else [measured_tree(process.pid)]
 
     async def aclose(self) -> None:
         return None

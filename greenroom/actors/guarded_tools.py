@@ -1,0 +1,82 @@
+"""A session's tools as one attempt may use them: policies first, then a person, then what an earlier attempt did."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..domain.approval import Decision
+from ..domain.errors import ApprovalDenied, PolicyViolation, ToolPermissionDenied
+from ..domain.past_calls import PastCalls
+from ..domain.tool import ToolApproval, Toolbox, ToolOutcome, ToolResult, ToolSpec
+from ..domain.tool_policy import OnViolation, Permission, Policy, Verdict, tool_verdict
+from .approvals import Approvals
+from .live_run import LiveRun
+
+
+class GuardedTools:
+    """Implements the Toolbox port over the session's own one."""
+
+    def __init__(
+        self,
+        tools: Toolbox,
+        run: LiveRun,
+        *,
+        policies: Sequence[Policy],
+        approvals: Approvals,
+        past: PastCalls,
+        report: Callable[[LiveRun, Verdict, str, str], None],
+        stop: Callable[[LiveRun, PolicyViolation], None],
+    ) -> None:
+        """`report` records a violation: the run, the verdict, tool and call. `stop` ends the run with the error."""
+        self._tools = tools
+        self._run = run
+        self._policies = policies
+        self._approvals = approvals
+        self._past = past
+        self._report = report
+        self._stop = stop
+        self._specs = {spec.name: spec for spec in tools.specs()}
+
+    def specs(self) -> tuple[ToolSpec, ...]:
+        return self._tools.specs()
+
+    async def permit(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult | None:
+        recorded = self._run.recorded_calls.pop(call_id, None)
+        if recorded is not None:
+            await asyncio.shield(recorded)  # else a crash could leave the effects of a call that nobody knows of
+        verdict = tool_verdict(self._policies, name, self._approval_of(name))
+        if verdict.permission is Permission.DENY:
+            return self._deny(verdict, name, call_id)
+        past = self._past.take(name, arguments, side_effects=self._has_side_effects(name))
+        if past is not None:
+            return past
+        if verdict.permission is Permission.ASK:
+            approval = await self._approvals.ask(self._run, call_id, name, arguments)
+            if approval.decision is not Decision.APPROVE:
+                why = f": {approval.reason}" if approval.reason else ""
+                return _denied(ApprovalDenied.code, f"{approval.by} did not allow this call of {name}{why}.")
+        return None
+
+    async def invoke(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult:
+        refusal = await self.permit(name, arguments, call_id)
+        return refusal if refusal is not None else await self._tools.invoke(name, arguments, call_id)
+
+    def _approval_of(self, name: str) -> ToolApproval:
+        spec = self._specs.get(name)
+        return spec.approval if spec else ToolApproval.NEVER
+
+    def _has_side_effects(self, name: str) -> bool:
+        spec = self._specs.get(name)
+        return spec.side_effects if spec else True
+
+    def _deny(self, verdict: Verdict, name: str, call_id: str) -> ToolResult:
+        self._report(self._run, verdict, name, call_id)
+        text = f"Policy {verdict.policy!r} does not allow the tool {name}."
+        if verdict.on_violation is OnViolation.CANCEL:
+            details = {"policy": verdict.policy, "rule": verdict.rule, "tool_name": name}
+            self._stop(self._run, PolicyViolation(text, details=details))
+        return _denied(ToolPermissionDenied.code, text)
+
+
+def _denied(code: str, text: str) -> ToolResult:
+    return ToolResult(output=text, outcome=ToolOutcome.DENIED, error={"code": code, "message": text})

@@ -1,0 +1,272 @@
+"""The session servers there are: kept warm, handed to sessions, given back, and missed when they fall silent."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from ..adapters.logs import get_logger
+from ..domain.errors import GreenroomError, MaxSessionsExceeded
+from ..domain.placement import Placement
+
+_log = get_logger(__name__)
+
+MAX_WAITING = 10_000
+"""Sessions that may wait for a server; one more is refused with max_sessions_exceeded."""
+
+MAX_STARTING = 8
+"""Servers started at once: each is a new process, and more of them only slow each other down."""
+
+RETIRE_GRACE_S = 30.0
+"""How long a server that is not needed is kept: calls for sessions that it had find their way through it."""
+
+ASK_IDLE_S = 0.5
+"""How long a server may take to say which of its sessions are idle."""
+
+_RETRY_AFTER_S = 1.0
+
+
+class IdleSession(NamedTuple):
+    """A session that has nothing to do."""
+
+    idle_s: float
+    session_id: str
+
+
+class Started(NamedTuple):
+    """A server that has just been started."""
+
+    name: str
+    actor: Any
+    node_id: str
+
+
+class Launcher(Protocol):
+    """What the pool does to servers."""
+
+    async def start(self) -> Started:
+        """A new server, ready. A GreenroomError if there can be none now."""
+        ...
+
+    async def idle_sessions(self, actor: Any) -> list[IdleSession]:
+        """Its idle sessions; a server that has none tells when it has one."""
+        ...
+
+    async def hibernate(self, actor: Any, session_id: str) -> None:
+        """Let the session leave, if it is still idle."""
+        ...
+
+    def end(self, actor: Any) -> None:
+        """End a server that has no session, for good."""
+        ...
+
+    async def kill(self, actor: Any) -> None:
+        """Kill the process of a server that does not answer; it comes back empty."""
+        ...
+
+
+@dataclass(slots=True)
+class _Waiting:
+    session_id: str
+    alone: bool
+    placed: "asyncio.Future[None]"
+
+
+class ServerPool:
+    """Belongs to one event loop.
+
+    A session that finds no server waits in line; first come, first served. While there is a line and no more servers
+    may be started, sessions that have nothing to do are asked to leave theirs, the longest idle first.
+    """
+
+    def __init__(
+        self,
+        placement: Placement,
+        launcher: Launcher,
+        *,
+        lease_s: float,
+        on_lost: Callable[[str, frozenset[str]], None],
+    ) -> None:
+        """`on_lost` hears of servers that fell silent or died, with the sessions that they had."""
+        self.placement = placement
+        self._launcher = launcher
+        self._lease_s = lease_s
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._actors: dict[str, Any] = {}
+        self._heard: dict[str, float] = {}
+        self._line: deque[_Waiting] = deque()
+        self._starting = 0
+        self._relieving = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def waiting(self) -> int:
+        """Sessions in line."""
+        return len(self._line)
+
+    def actor(self, name: str) -> Any:
+        """The handle of a server that is here."""
+        return self._actors[name]
+
+    def actors(self) -> list[Any]:
+        """The handles of all servers."""
+        return list(self._actors.values())
+
+    # Servers
+
+    def warm_up(self) -> None:
+        """Start what is missing, and end what is too much."""
+        self._grow()
+        for name in self.placement.to_retire(now=self._loop.time(), grace_s=RETIRE_GRACE_S):
+            self.placement.remove(name)
+            self._heard.pop(name, None)
+            self._launcher.end(self._actors.pop(name))
+            _log.info("server_retired", server=name)
+
+    def join(self, started: Started) -> None:
+        """A server is here and empty."""
+        self._actors[started.name] = started.actor
+        if started.name not in self.placement:
+            self.placement.add(started.name, started.node_id, now=self._loop.time())
+        self.heard(started.name)
+        self._hand_out()
+
+    def heard(self, name: str) -> bool:
+        """The server has shown that it is alive; False if it does not belong here (any more)."""
+        if name not in self.placement:
+            return False
+        self._heard[name] = self._loop.time()
+        return True
+
+    def lose(self, name: str) -> None:
+        """The server is not to be had any more, or has lost its memory."""
+        sessions = self.placement.remove(name)
+        self._heard.pop(name, None)
+        self._actors.pop(name, None)
+        self._on_lost(name, sessions)
+        self._grow()
+
+    def drop(self, name: str) -> None:
+        """Lose a server that does not answer, and kill what is left of it."""
+        actor = self._actors.get(name)
+        self.lose(name)
+        if actor is not None:
+            self._own(self._launcher.kill(actor))
+
+    def reclaim_silent(self) -> list[str]:
+        """Drop the servers whose lease has lapsed; returns their names."""
+        now = self._loop.time()
+        silent = [name for name, heard in self._heard.items() if now - heard > self._lease_s]
+        for name in silent:
+            _log.warning("lease_lapsed", server=name, silent_s=round(now - self._heard[name], 1))
+            self.drop(name)
+        return silent
+
+    def renew_all(self) -> None:
+        """Give everybody a full lease: it was this process that heard nothing for a while."""
+        self._heard = dict.fromkeys(self._heard, self._loop.time())
+
+    # Sessions
+
+    async def claim(self, session_id: str, *, alone: bool) -> str:
+        """A server for the session, which has it from then on. MaxSessionsExceeded when too many wait already."""
+        if not self._line and (name := self.placement.choose(alone=alone)) is not None:
+            self.placement.put(session_id, name, alone=alone)
+            self._grow()
+            return name
+        if len(self._line) >= MAX_WAITING:
+            raise MaxSessionsExceeded(
+                f"{len(self._line)} sessions wait for a place already; try again later.",
+                details={"waiting": len(self._line), "retry_after_s": _RETRY_AFTER_S},
+            )
+        waiting = _Waiting(session_id, alone, self._loop.create_future())
+        self._line.append(waiting)
+        self._grow()
+        self.relieve()
+        try:
+            await waiting.placed
+        except BaseException:
+            if waiting in self._line:
+                self._line.remove(waiting)
+            elif waiting.placed.done():
+                self.release(session_id)
+            raise
+        name = self.placement.server_of(session_id)
+        return name if name is not None else await self.claim(session_id, alone=alone)
+
+    def release(self, session_id: str) -> None:
+        """The session is on no server any more."""
+        self.placement.take(session_id, now=self._loop.time())
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._line:
+            first = self._line[0]
+            if not first.placed.done():
+                name = self.placement.choose(alone=first.alone)
+                if name is None:
+                    break
+                self.placement.put(first.session_id, name, alone=first.alone)
+                first.placed.set_result(None)
+            self._line.popleft()
+        self._grow()
+
+    def _grow(self) -> None:
+        count = self.placement.to_start(waiting=len(self._line), starting=self._starting)
+        for _ in range(min(count, MAX_STARTING - self._starting)):
+            self._starting += 1
+            self._own(self._start())
+
+    async def _start(self) -> None:
+        try:
+            started = await self._launcher.start()
+        except GreenroomError as exc:
+            self._starting -= 1
+            _log.exception("server_not_started")
+            if self._line and not self._line[0].placed.done():  # its caller is told; the next one tries again
+                self._line.popleft().placed.set_exception(exc)
+        else:
+            self._starting -= 1
+            self.join(started)
+
+    # Making room
+
+    def relieve(self) -> None:
+        """Ask idle sessions to leave, if somebody waits and nothing else helps."""
+        full = self.placement.to_start(waiting=len(self._line), starting=self._starting) == 0 and not self._starting
+        if self._line and full and not self._relieving:
+            self._relieving = True
+            self._own(self._relieve())
+
+    async def _relieve(self) -> None:
+        try:
+            busy = self.placement.busy
+            answers = await asyncio.gather(*(self._ask_idle(self._actors[name]) for name in busy))
+            idle = sorted(
+                (one.idle_s, one.session_id, name) for name, answer in zip(busy, answers, strict=True) for one in answer
+            )
+            leaving = idle[-len(self._line) :] if self._line else []
+            await asyncio.gather(*(self._let_leave(name, session_id) for _, session_id, name in reversed(leaving)))
+        finally:
+            self._relieving = False
+
+    async def _ask_idle(self, actor: Any) -> list[IdleSession]:
+        return await self._asked(self._launcher.idle_sessions(actor)) or []
+
+    async def _let_leave(self, name: str, session_id: str) -> None:
+        if name in self._actors:
+            await self._asked(self._launcher.hibernate(self._actors[name], session_id))
+
+    async def _asked(self, answer: Awaitable[Any]) -> Any:
+        """The answer of a server, or None from one that does not answer in time."""
+        try:
+            return await asyncio.wait_for(answer, ASK_IDLE_S)
+        except (GreenroomError, TimeoutError):
+            return None
+
+    def _own(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,142 @@
+"""Which server has which session, and how many servers there should be. Pure bookkeeping: no clock, no I/O."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class PlacedServer:
+    """A process that can serve sessions."""
+
+    name: str
+    node_id: str
+    empty_since: float
+    sessions: set[str] = field(default_factory=set[str])
+    is_alone: bool = False
+    """It serves one session, and takes no other until that one has left."""
+
+
+class Placement:
+    """Servers and the sessions that they have. Times are seconds of any clock that does not go back.
+
+    A server takes up to `sessions_per_server` sessions, or one that must be alone. There are never more than
+    `max_servers`, and never more than `max_sessions` on them; `warm_servers` empty ones are kept for sessions to come,
+    as far as that allows. Servers on a closed node take no more sessions.
+    """
+
+    def __init__(
+        self, *, sessions_per_server: int, max_servers: int, warm_servers: int, max_sessions: int | None = None
+    ) -> None:
+        self.sessions_per_server = sessions_per_server
+        self.max_servers = max_servers
+        self.max_sessions = max_sessions
+        self.closed_nodes: set[str] = set()
+        self.warm_servers = warm_servers
+        self._servers: dict[str, PlacedServer] = {}
+        self._places: dict[str, PlacedServer] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All servers."""
+        return tuple(self._servers)
+
+    @property
+    def busy(self) -> tuple[str, ...]:
+        """Servers that have sessions."""
+        return tuple(server.name for server in self._servers.values() if server.sessions)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._servers
+
+    def sessions_of(self, name: str) -> frozenset[str]:
+        """The sessions of a server; none for one that is not here."""
+        server = self._servers.get(name)
+        return frozenset(server.sessions) if server else frozenset()
+
+    def server_of(self, session_id: str) -> str | None:
+        """The server that has the session."""
+        server = self._places.get(session_id)
+        return server.name if server else None
+
+    def is_shared(self, name: str) -> bool:
+        """Whether the server may take more sessions beside those it has."""
+        return self.sessions_per_server > 1 and not self._servers[name].is_alone
+
+    def servers_on(self, node_id: str) -> list[str]:
+        """The servers on a node."""
+        return [server.name for server in self._servers.values() if server.node_id == node_id]
+
+    def add(self, name: str, node_id: str, *, now: float) -> None:
+        """A server that is ready and has no session."""
+        self._servers[name] = PlacedServer(name, node_id, now)
+
+    def remove(self, name: str) -> frozenset[str]:
+        """The server is gone; returns the sessions that it had, which are nowhere now."""
+        server = self._servers.pop(name, None)
+        if server is None:
+            return frozenset()
+        for session_id in server.sessions:
+            del self._places[session_id]
+        return frozenset(server.sessions)
+
+    def choose(self, *, alone: bool) -> str | None:
+        """A server that can take one more session: the fullest, so that others stay empty; on the idlest node."""
+        able = [server for server in self._servers.values() if self._can_take(server, alone=alone)]
+        if not able or self._room_for_sessions() == 0:
+            return None
+        load: Counter[str] = Counter()
+        for server in self._servers.values():
+            load[server.node_id] += len(server.sessions)
+        return min(able, key=lambda server: (-len(server.sessions), load[server.node_id])).name
+
+    def _room_for_sessions(self) -> float:
+        return math.inf if self.max_sessions is None else max(0, self.max_sessions - len(self._places))
+
+    def _can_take(self, server: PlacedServer, *, alone: bool) -> bool:
+        if server.node_id in self.closed_nodes:
+            return False
+        if alone or server.is_alone:
+            return not server.sessions
+        return len(server.sessions) < self.sessions_per_server
+
+    def put(self, session_id: str, name: str, *, alone: bool = False) -> None:
+        """The server has the session now; what had it before has not."""
+        if session_id in self._places:
+            self._leave(session_id)
+        server = self._servers[name]
+        server.is_alone = alone or (server.is_alone and bool(server.sessions))
+        server.sessions.add(session_id)
+        self._places[session_id] = server
+
+    def take(self, session_id: str, *, now: float) -> str | None:
+        """The session has left; returns the server that it was on."""
+        if session_id not in self._places:
+            return None
+        server = self._leave(session_id)
+        if not server.sessions:
+            server.empty_since = now
+        return server.name
+
+    def _leave(self, session_id: str) -> PlacedServer:
+        server = self._places.pop(session_id)
+        server.sessions.remove(session_id)
+        if not server.sessions:
+            server.is_alone = False
+        return server
+
+    def to_start(self, *, waiting: int, starting: int) -> int:
+        """How many servers more should be started, when so many sessions wait and so many servers are starting."""
+        empty = sum(self._can_take(server, alone=True) for server in self._servers.values())
+        placeable = min(waiting, self._room_for_sessions())
+        wanted = self.warm_servers + math.ceil(placeable / self.sessions_per_server)
+        room = self.max_servers - len(self._servers) - starting
+        return max(0, min(wanted - empty - starting, room))
+
+    def to_retire(self, *, now: float, grace_s: float) -> list[str]:
+        """Servers that have been empty for that long and are more than are kept warm, the longest empty first."""
+        empty = sorted(
+            (server for server in self._servers.values() if not server.sessions), key=lambda one: one.empty_since
+        )
+        surplus = empty[: max(0, len(empty) - self.warm_servers)]
+        return [server.name for server in surplus if now - server.empty_since >= grace_s]

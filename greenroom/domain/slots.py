@@ -1,0 +1,118 @@
+"""Slots for runs, over the whole runtime: who has one, and who waits for one. Pure bookkeeping: no clock, no I/O."""
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotLimits:
+    """How many runs may be under way at once; None: any number."""
+
+    total: int | None = None
+    per_provider: Mapping[str, int] = field(default_factory=dict[str, int])
+    per_tenant: int | None = None
+
+    @property
+    def are_set(self) -> bool:
+        return self.total is not None or bool(self.per_provider) or self.per_tenant is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """A run that has a slot or wants one."""
+
+    run_id: str
+    holder: str
+    """The server that carries the run out: its slots come back when it dies."""
+    provider: str
+    tenant: str | None
+    priority: int = 0
+
+
+class SlotTable:
+    """Grants slots in the order of priority, and within one in the order in which they were asked for.
+
+    One whose provider or tenant is at its limit does not hold up the others. Sessions ask only for the run that is next
+    in their queue, so no session fills the line, which is never longer than there are live sessions.
+    """
+
+    def __init__(self, limits: SlotLimits) -> None:
+        self.limits = limits
+        self._held: dict[str, Slot] = {}
+        self._line: dict[str, tuple[int, int, Slot]] = {}
+        self._arrivals = itertools.count()
+        self._providers: Counter[str] = Counter()
+        self._tenants: Counter[str | None] = Counter()
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Runs that have a slot."""
+        return tuple(self._held)
+
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """Runs that wait for one, the next first."""
+        return tuple(self._line_in_order())
+
+    @property
+    def holders(self) -> frozenset[str]:
+        """Servers that have slots or want some."""
+        return frozenset(slot.holder for slot in (*self._held.values(), *(slot for _, _, slot in self._line.values())))
+
+    def ask(self, slot: Slot) -> None:
+        """The run wants a slot; `grant` says when it has it. One that has asked or has a slot keeps its place."""
+        if slot.run_id not in self._held and slot.run_id not in self._line:
+            self._line[slot.run_id] = (-slot.priority, next(self._arrivals), slot)
+
+    def hold(self, slot: Slot) -> None:
+        """The run has a slot by its holder's word, granted before this table was made."""
+        self._line.pop(slot.run_id, None)
+        if slot.run_id not in self._held:
+            self._take(slot)
+
+    def grant(self) -> list[str]:
+        """Give the free slots to those who wait; returns the runs that have one now."""
+        granted: list[str] = []
+        for run_id in self._line_in_order():
+            if self.limits.total is not None and len(self._held) >= self.limits.total:
+                break
+            slot = self._line[run_id][2]
+            if self._fits(slot):
+                del self._line[run_id]
+                self._take(slot)
+                granted.append(run_id)
+        return granted
+
+    def release(self, run_id: str) -> None:
+        """The run has ended, or waits no more."""
+        self._line.pop(run_id, None)
+        slot = self._held.pop(run_id, None)
+        if slot is not None:
+            self._providers[slot.provider] -= 1
+            self._tenants[slot.tenant] -= 1
+
+    def drop(self, holder: str) -> list[str]:
+        """The holder is gone; returns the runs whose slots came back or who waited."""
+        gone = [slot.run_id for slot in self._held.values() if slot.holder == holder]
+        gone += [run_id for run_id, (_, _, slot) in self._line.items() if slot.holder == holder]
+        for run_id in gone:
+            self.release(run_id)
+        return gone
+
+    def _line_in_order(self) -> list[str]:
+        return sorted(self._line, key=lambda run_id: self._line[run_id][:2])
+
+    def _fits(self, slot: Slot) -> bool:
+        of_provider = self.limits.per_provider.get(slot.provider)
+        if of_provider is not None and self._providers[slot.provider] >= of_provider:
+            return False
+        return (
+            slot.tenant is None or self.limits.per_tenant is None or self._tenants[slot.tenant] < self.limits.per_tenant
+        )
+
+    def _take(self, slot: Slot) -> None:
+        self._held[slot.run_id] = slot
+        self._providers[slot.provider] += 1
+        self._tenants[slot.tenant] += 1

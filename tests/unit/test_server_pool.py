@@ -1,0 +1,207 @@
+"""The pool of session servers, over servers that a test makes up."""
+
+import asyncio
+
+import pytest
+
+from greenroom.actors import server_pool
+from greenroom.actors.server_pool import IdleSession, ServerPool, Started
+from greenroom.domain.errors import MaxSessionsExceeded, StorageConnectionFailed
+from greenroom.domain.placement import Placement
+
+
+class Servers:
+    """Starts servers when a test lets it; a server is its own name."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.ended: list[str] = []
+        self.killed: list[str] = []
+        self.idle: dict[str, list[IdleSession]] = {}
+        self.asked: list[str] = []
+        self.hibernated: list[str] = []
+        self.broken = False
+        self.pool: ServerPool
+
+    async def start(self) -> Started:
+        if self.broken:
+            raise StorageConnectionFailed("no room")
+        self.started += 1
+        return Started(f"server-{self.started}", f"server-{self.started}", "node")
+
+    async def idle_sessions(self, actor: str) -> list[IdleSession]:
+        self.asked.append(actor)
+        return self.idle.get(actor, [])
+
+    async def hibernate(self, actor: str, session_id: str) -> None:
+        self.hibernated.append(session_id)
+        self.idle.pop(actor)
+        self.pool.release(session_id)
+
+    def end(self, actor: str) -> None:
+        self.ended.append(actor)
+
+    async def kill(self, actor: str) -> None:
+        self.killed.append(actor)
+
+
+class World:
+    def __init__(self, *, max_servers: int = 2, warm: int = 0, lease_s: float = 60.0) -> None:
+        self.servers = Servers()
+        self.lost: dict[str, frozenset[str]] = {}
+        placement = Placement(sessions_per_server=1, max_servers=max_servers, warm_servers=warm)
+        self.pool = ServerPool(placement, self.servers, lease_s=lease_s, on_lost=self.lost.__setitem__)
+        self.servers.pool = self.pool
+
+    async def claim(self, session_id: str) -> str:
+        return await asyncio.wait_for(self.pool.claim(session_id, alone=False), 5)
+
+
+@pytest.fixture
+async def world() -> World:
+    return World()
+
+
+async def settled() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_a_session_gets_a_warm_server_and_another_is_warmed_up() -> None:
+    world = World(max_servers=3, warm=1)
+    world.pool.warm_up()
+    await settled()
+    assert 1 == world.servers.started
+
+    assert "server-1" == await world.claim("s1")
+    await settled()
+    assert 2 == world.servers.started
+
+
+async def test_without_a_warm_one_a_server_is_started(world: World) -> None:
+    assert "server-1" == await world.claim("s1")
+    assert "s1" in world.pool.placement.sessions_of("server-1")
+
+
+async def test_sessions_that_wait_are_served_in_the_order_in_which_they_came(world: World) -> None:
+    await world.claim("s1")
+    await world.claim("s2")
+    waiting = [asyncio.create_task(world.pool.claim(name, alone=False)) for name in ("s3", "s4", "s5")]
+    await settled()
+    assert 3 == world.pool.waiting
+
+    world.pool.release("s2")
+    world.pool.release("s1")
+    await settled()
+
+    assert [True, True, False] == [one.done() for one in waiting]
+    assert ["server-2", "server-1"] == [waiting[0].result(), waiting[1].result()]
+    waiting[2].cancel()
+
+
+async def test_whoever_gives_up_waiting_holds_up_nobody(world: World) -> None:
+    await world.claim("s1")
+    await world.claim("s2")
+    first, second = (asyncio.create_task(world.pool.claim(name, alone=False)) for name in ("s3", "s4"))
+    await settled()
+
+    first.cancel()
+    await settled()
+    world.pool.release("s1")
+
+    assert "server-1" == await second
+    assert world.pool.placement.server_of("s3") is None
+
+
+async def test_when_nothing_else_helps_the_longest_idle_session_leaves_at_once(world: World) -> None:
+    await world.claim("s1")
+    await world.claim("s2")
+    world.servers.idle = {"server-1": [IdleSession(3.0, "s1")], "server-2": [IdleSession(7.0, "s2")]}
+
+    assert "server-2" == await world.claim("s3")
+    assert ["s2"] == world.servers.hibernated
+
+
+async def test_those_who_wait_are_served_when_a_session_becomes_idle_later(world: World) -> None:
+    await world.claim("s1")
+    await world.claim("s2")
+    waiting = asyncio.create_task(world.claim("s3"))
+    await settled()
+    assert not waiting.done()
+
+    world.servers.idle = {"server-1": [IdleSession(0.0, "s1")]}
+    world.pool.relieve()
+
+    assert "server-1" == await waiting
+
+
+async def test_a_line_that_is_full_is_refused_with_a_hint(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_pool, "MAX_WAITING", 1)
+    await world.claim("s1")
+    await world.claim("s2")
+    waiting = asyncio.create_task(world.claim("s3"))
+    await settled()
+
+    with pytest.raises(MaxSessionsExceeded) as refused:
+        await world.claim("s4")
+
+    assert refused.value.details["retry_after_s"] > 0
+    waiting.cancel()
+
+
+async def test_a_server_that_cannot_be_started_is_told_to_whoever_waits(world: World) -> None:
+    world.servers.broken = True
+
+    with pytest.raises(StorageConnectionFailed):
+        await world.claim("s1")
+
+    world.servers.broken = False
+    assert "server-1" == await world.claim("s1")
+
+
+async def test_a_server_that_is_silent_for_a_lease_is_killed_and_its_sessions_told_of() -> None:
+    world = World(lease_s=0.0)
+    await world.claim("s1")
+    await asyncio.sleep(0.001)
+
+    assert ["server-1"] == world.pool.reclaim_silent()
+    await settled()
+
+    assert ({"server-1": frozenset({"s1"})}, ["server-1"]) == (world.lost, world.servers.killed)
+    assert not world.pool.heard("server-1")
+    assert "server-2" == await world.claim("s1")
+
+
+async def test_a_server_that_is_heard_of_keeps_its_sessions() -> None:
+    world = World(lease_s=30.0)
+    await world.claim("s1")
+    world.pool.heard("server-1")
+
+    assert [] == world.pool.reclaim_silent()
+    assert "server-1" == world.pool.placement.server_of("s1")
+
+
+async def test_servers_that_are_not_needed_are_ended_after_their_grace(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.claim("s1")
+    world.pool.release("s1")
+    world.pool.warm_up()
+    assert [] == world.servers.ended
+
+    monkeypatch.setattr(server_pool, "RETIRE_GRACE_S", 0.0)
+    world.pool.warm_up()
+
+    assert ["server-1"] == world.servers.ended
+    assert () == world.pool.placement.names
+
+
+async def test_a_server_that_is_lost_while_a_session_waits_is_replaced(world: World) -> None:
+    await world.claim("s1")
+    await world.claim("s2")
+    waiting = asyncio.create_task(world.claim("s3"))
+    await settled()
+
+    world.pool.lose("server-1")
+
+    assert "server-3" == await waiting
