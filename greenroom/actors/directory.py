@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -53,6 +54,7 @@ class Directory:
         self._stores = stores
         self._settings = dict(settings)
         self._self: Any = ray.get_runtime_context().current_actor
+        self._actor_id: str = ray.get_runtime_context().get_actor_id()
         self._ids = id_factory()
         placement = Placement(
             sessions_per_server=settings["sessions_per_actor"],
@@ -83,19 +85,34 @@ class Directory:
         self._own(self._retain())
 
     async def settings(self) -> dict[str, Any]:
-        """What session servers are started with."""
+        """What session servers go by."""
+        await asyncio.shield(self._rebuilt)
         return self._settings
 
     async def declare_providers(self, declarations: dict[str, ProviderDeclaration]) -> None:
         """Add declarations, in place of those of the same names; they hold for the runs that start from now on."""
+        await asyncio.shield(self._rebuilt)
         merged = {**self._settings["providers"], **declarations}
         if merged != self._settings["providers"]:
-            self._change_settings(providers=merged)
+            await self._change_settings(providers=merged)
 
-    def _change_settings(self, **changes: Any) -> None:
+    async def _change_settings(self, **changes: Any) -> None:
+        """Durable before anybody is told: a Directory that is started anew begins with what it was made with."""
+        changed = {**self._settings, **changes}
+        note = {
+            "providers": {name: asdict(declared) for name, declared in changed["providers"].items()},
+            "draining": changed["draining"],
+        }
+        await self._stores.ask_first("keep_note", self._actor_id, note)
         self._settings.update(changes)
         for actor in self._pool.actors():
             actor.change_settings.remote(self._settings)
+
+    async def _remember_settings(self) -> None:
+        note = await self._stores.ask_first("note", self._actor_id)
+        if note is not None:
+            declared = {name: ProviderDeclaration(**one) for name, one in note["providers"].items()}
+            self._settings.update(providers=declared, draining=note["draining"])
 
     # Finding sessions
 
@@ -292,6 +309,8 @@ class Directory:
 
     async def _rebuild(self) -> None:
         """Learn what there is from those who are there already; then see to the runs that nobody has."""
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            await self._remember_settings()
         names = await asyncio.to_thread(named_actors, self._address.namespace, SESSION_SERVER_PREFIX)
         await asyncio.gather(*(self._rediscover(name) for name in names))
         self._pool.warm_up()
@@ -302,12 +321,10 @@ class Directory:
             actor = await self._actor_of(name)
         except ValueError:
             return
+        actor.change_settings.remote(self._settings)  # it may have missed what was said last
         held = await held_by(actor, REBUILD_S)
         if held is None:
             self._silent.add(name)
-        else:  # what was declared since the runtime began: this actor was made with what it began with
-            self._settings["providers"] = {**self._settings["providers"], **held["settings"]["providers"]}
-            self._settings["draining"] |= held["settings"]["draining"]
         self._join(Started(name, actor, held["node_id"] if held else ""), held["sessions"] if held else {})
 
     async def _reconcile(self) -> None:
@@ -361,7 +378,7 @@ class Directory:
         """See Runtime.drain. Counts of runs that were `cancelled` at the deadline, and `left` in queues."""
         await asyncio.shield(self._rebuilt)
         if node_id is None:
-            self._change_settings(draining=True)
+            await self._change_settings(draining=True)
             names = list(self._placement.names)
         else:
             names = await self._close_node(node_id)
@@ -389,7 +406,7 @@ class Directory:
     async def resume(self) -> None:
         """Take new sessions and runs again, on all nodes."""
         self._placement.closed_nodes.clear()
-        self._change_settings(draining=False)
+        await self._change_settings(draining=False)
         await self._reconcile()
 
     # Looking

@@ -39,6 +39,7 @@ class EventStore:
 
     def __init__(self, data_dir: str, shard: int, options: StoreOptions) -> None:
         log_to_stderr()
+        from ..adapters.actor_notes import ActorNotes  # noqa: PLC0415
         from ..adapters.duckdb.event_store import DuckDBEventStore  # noqa: PLC0415
 
         os.umask(0o077)  # the log is for this user's eyes, whatever the data_dir allows
@@ -47,6 +48,7 @@ class EventStore:
         folder = Path(self._scratch.name if self._scratch else data_dir)
         self._shard = shard
         self._data_dir = None if memory else folder
+        self._notes = ActorNotes(folder)
         self._make_store = partial(DuckDBEventStore, store_folder(folder, shard), options, on_fatal=_end_process)
         self._store = self._make_store()
         self._socket = SocketLaneServer(folder / socket_name(shard), self._submit)
@@ -173,6 +175,14 @@ class EventStore:
     async def query(self, paths: list[Path], sql: str, params: Any, limit: int, tenant: str | None) -> tuple[Any, ...]:
         """Columns, packed rows, and whether there were more."""
         return tuple(await (await self._opened()).query(paths, sql, params, limit=limit, tenant=tenant))
+
+    async def keep_note(self, actor_id: str, note: dict[str, Any]) -> None:
+        """Keep what the actor of this id must know when it is started anew; durable when it returns."""
+        await self._opened()
+        await asyncio.to_thread(self._notes.write, actor_id, note)
+
+    async def note(self, actor_id: str) -> dict[str, Any] | None:
+        return await asyncio.to_thread(self._notes.read, actor_id)
 
     async def counts(self) -> dict[str, int]:
         return await (await self._opened()).counts()

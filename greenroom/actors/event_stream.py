@@ -12,7 +12,7 @@ import ray
 import ray.exceptions
 
 from ..adapters.event_codec import Slab, SpilledData, decode_slab, unpack_data
-from ..domain.errors import RuntimeGone, SessionMoved, WriterFenced
+from ..domain.errors import InvalidCursor, RuntimeGone, SessionMoved, WriterFenced
 from ..domain.event import Event
 from ..domain.event_log import EventQuery, parse_types
 from .event_feed import PAGE_EVENTS
@@ -159,6 +159,7 @@ class EventStream:
                 self._events.extend(answer)
             case _Kind.END:
                 self._last_seq, self._end = answer
+                self._refuse_beyond_end()
                 self._end = self._end if self._follow else self._last_seq
                 self._kind = _Kind.POLL
                 self._close_at_end()
@@ -169,6 +170,14 @@ class EventStream:
                 assert place is not None, "it was asked for"
                 self._page[place[0]] = replace(self._page[place[0]], data=unpack_data(answer))
                 self._give_page()
+
+    def _refuse_beyond_end(self) -> None:
+        if self._cursor > self._last_seq:
+            self._closed = True
+            raise InvalidCursor(
+                f"from_seq is {self._cursor}, but the log ends at seq {self._last_seq}.",
+                details={"field": "from_seq", "last_seq": self._last_seq},
+            )
 
     def _located(self, actor: Any) -> None:
         if actor is None:

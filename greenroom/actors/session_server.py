@@ -107,12 +107,9 @@ class SessionServer:
         return {"needs_own": False, "epoch": live.epoch}
 
     async def held(self) -> dict[str, Any]:
-        """What it has and goes by, for a Directory that has just been started."""
-        return {
-            "node_id": await self.hello(),
-            "sessions": {session_id: live.epoch for session_id, live in self._live.items()},
-            "settings": {name: self._settings[name] for name in ("providers", "draining")},
-        }
+        """What it has, for a Directory that has just been started."""
+        sessions = {session_id: live.epoch for session_id, live in self._live.items()}
+        return {"node_id": await self.hello(), "sessions": sessions}
 
     async def idle_sessions(self) -> list[IdleSession]:
         """Sessions that have nothing to do. If there are none, the Directory is told of the next one."""

@@ -163,13 +163,13 @@ def _namespace(data_dir: Path) -> str:
 
 def _wire(address: RuntimeAddress, settings: Settings, *, owns_ray: bool) -> Runtime:
     """Find the runtime's actors, or start them: the event store first, which may refuse."""
-    options = {**_ACTOR_OPTIONS, "namespace": address.namespace}
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         node_id=ray.get_runtime_context().get_node_id(), soft=False
-    )  # where the disk is
+    )  # where the disk is: without the store the others can do nothing
+    options = {**_ACTOR_OPTIONS, "namespace": address.namespace, "scheduling_strategy": here}
     stores: list[Any] = [
         ray.remote(EventStore)
-        .options(name=event_store_name(shard), scheduling_strategy=here, **options)
+        .options(name=event_store_name(shard), **options)
         .remote(address.data_dir, shard, settings.event_store.options())
         for shard in range(address.shards)
     ]

@@ -588,8 +588,6 @@ def test_wrong_options_are_refused_by_field(options: dict[str, Any], field: str)
 async def test_what_the_api_cannot_do_is_refused(provider: AnthropicProvider) -> None:
     with pytest.raises(CapabilityNotSupported):
         await provider.interrupt("run_1")
-    with pytest.raises(CapabilityNotSupported):
-        await provider.steer("run_1", "hurry")
 
 
 def test_the_sdk_is_not_loaded_with_the_module() -> None:
