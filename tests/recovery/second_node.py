@@ -16,7 +16,7 @@ def main() -> None:
         num_cpus=2,
         object_store_memory=150 * 1024 * 1024,
         memory=4 * 1024**3,
-        include_log_monitor=False,
+        include_log_monitor=False,  # pyright: ignore[reportArgumentType]  its annotation is not what it takes
         node_manager_port=0,
         min_worker_port=0,
         max_worker_port=0,
