@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := greenroom tests benchmarks
 
-.PHONY: help install demo test check format lint types floors bench chaos-store clean
+.PHONY: help install demo test check format lint types floors bench chaos chaos-store clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -40,6 +40,9 @@ floors: install
 
 bench: install ## figures beside their limits; about six minutes
 	$(BIN)/python -m benchmarks
+
+chaos: install ## sessions while their processes are killed at random, for five minutes. CHAOS="--seed 7" for the same again
+	$(BIN)/python -m tests.chaos.sessions $(CHAOS)
 
 chaos-store: install ## the event store under faults, with counts; about six minutes. FAULTS="--seed 7 flips" for some
 	$(BIN)/python -m tests.chaos $(FAULTS)

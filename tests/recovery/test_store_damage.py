@@ -30,6 +30,7 @@ from greenroom.domain.errors import (
     SessionNotFound,
     StorageConnectionFailed,
     StorageError,
+    StorageFull,
     WriterFenced,
 )
 from greenroom.domain.event import Event
@@ -722,7 +723,7 @@ async def test_a_store_that_fails_to_open_gives_its_folder_up(path: Path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(StoreFolder, "open", full)
-        with pytest.raises((OSError, StorageError)):
+        with pytest.raises(StorageFull):
             async with opened(path):
                 pass
 

@@ -47,6 +47,18 @@ class LogSources:
                 return found.last_seq, found.digest
         return None
 
+    def last_seq(self, session_key: int) -> int:
+        """Where the session ends, from memory; 0 if it has no events."""
+        for log in reversed(self.logs):
+            span = log.contents.spans.get(session_key)
+            if span is not None:
+                return span.last_seq
+        for part in reversed(self.parts):
+            bounds = part.bounds(session_key)
+            if bounds is not None:
+                return bounds[1]
+        return 0
+
     def batches(self, session_key: int, *, after: int, types: int) -> Iterator[StoredBatch]:
         """Batches with events past `after`, in order, read while they are consumed."""
         for part in self.parts:

@@ -38,8 +38,7 @@ class OpenStore:
         grant = self.grant(session_id)
         if grant is None:
             return None
-        end = self.sources().end(grant.session_key)
-        return grant.session_key, end[0] if end else 0
+        return grant.session_key, self.sources().last_seq(grant.session_key)
 
     def event_count(self) -> int:
         """Events in all the files."""

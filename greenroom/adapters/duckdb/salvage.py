@@ -28,6 +28,12 @@ from .log_rows import STAMP_BYTES, RowHeader
 _ZLIB_MAGIC = b"\x78\x01"  # at compression level 1
 _LARGEST_ROW = 64 * 1024 * 1024
 
+_FIRST_BLOCK, _BLOCK_BYTES, _NUMBER_BYTES = 3 * 4096, 256 * 1024, 8
+"""Where the blocks of a DuckDB file begin, and how large they and the numbers in them are."""
+
+_LARGEST_CHUNK = 1024 * 1024
+"""How far a chunk is followed across blocks; nearly all are smaller than 32 KiB."""
+
 
 @dataclass(slots=True)
 class SalvagedSession:
@@ -338,16 +344,38 @@ def _carved_chunks(path: Path) -> dict[int, dict[int, list[SealedBatch]]]:
     """Chunks that lie whole among the bytes of the file, whatever DuckDB says of it, by session and first seq."""
     content = path.read_bytes() if path.exists() else b""
     carved: dict[int, dict[int, list[SealedBatch]]] = defaultdict(dict)
-    start = content.find(_ZLIB_MAGIC)
-    while start >= 0:
-        unpacker = zlib.decompressobj()
-        with contextlib.suppress(zlib.error, ValueError, TypeError, StopIteration):
-            whole = unpacker.decompress(memoryview(content)[start : start + _LARGEST_ROW])
-            if unpacker.eof:
-                session_key, batches = batches_in(whole)
-                carved[session_key][batches[0].header.first_seq] = batches
-        start = content.find(_ZLIB_MAGIC, start + 1)
+    for piece, end in ((content, len(content)), *_across_blocks(content)):
+        start = piece.find(_ZLIB_MAGIC, 0, end)
+        while start >= 0:
+            unpacker = zlib.decompressobj()
+            with contextlib.suppress(zlib.error, ValueError, TypeError, StopIteration):
+                whole = unpacker.decompress(memoryview(piece)[start : start + _LARGEST_ROW])
+                if unpacker.eof:
+                    session_key, batches = batches_in(whole)
+                    carved[session_key][batches[0].header.first_seq] = batches
+            start = piece.find(_ZLIB_MAGIC, start + 1, end)
     return carved
+
+
+def _across_blocks(content: bytes) -> Iterator[tuple[bytes, int]]:
+    """What lies across the ends of blocks: the end of each with what follows it, and how much of that is the end.
+
+    A value that does not fit goes on in the block whose number stands in the last eight bytes (DuckDB's overflow
+    strings); each block begins with a checksum of eight.
+    """
+    blocks = range(_FIRST_BLOCK, len(content) - _BLOCK_BYTES + 1, _BLOCK_BYTES)
+    for block in blocks:
+        end = content[block + _NUMBER_BYTES : block + _BLOCK_BYTES - _NUMBER_BYTES]
+        piece = bytearray(end)
+        at = block
+        while len(piece) < len(end) + _LARGEST_CHUNK:
+            following = int.from_bytes(content[at + _BLOCK_BYTES - _NUMBER_BYTES : at + _BLOCK_BYTES], "little")
+            at = _FIRST_BLOCK + following * _BLOCK_BYTES
+            if at not in blocks:
+                break
+            piece += content[at + _NUMBER_BYTES : at + _BLOCK_BYTES - _NUMBER_BYTES]
+        if len(piece) > len(end):
+            yield bytes(piece), len(end)
 
 
 def _bridge(
