@@ -9,20 +9,16 @@ session no extra commit.
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from ..adapters.logs import get_logger
 from ..adapters.option_parsing import require_json_safe
 from ..adapters.providers.tool_calls import tool_call_abandoned
 from ..domain.approval import parse_decision
 from ..domain.errors import (
     GreenroomError,
-    InternalError,
-    InvalidCursor,
     InvalidOperation,
-    PolicyViolation,
-    ProviderError,
     QueueFull,
     SessionDraining,
     SessionMoved,
@@ -32,7 +28,6 @@ from ..domain.errors import (
 from ..domain.event import Event, EventType, NewEvent
 from ..domain.event_log import Committed, EventLog, EventQuery, SessionRecords, parse_types
 from ..domain.identifiers import IdFactory
-from ..domain.provider import ProviderEvent, ProviderOutcome, ProviderRequest
 from ..domain.recovery import Recovery
 from ..domain.run import RunResult
 from ..domain.run_gate import OpenGate, RunGate
@@ -42,26 +37,16 @@ from ..domain.run_queue import RunQueue
 from ..domain.session import DRAINED, Session, SessionState, SessionStatus, next_session_status
 from ..domain.steering import SteerReceipt
 from ..domain.tool import Toolbox, ToolOutcome
-from ..domain.tool_policy import Verdict, parse_policy
-from .answered_calls import AnsweredCalls
 from .approvals import Approvals
+from .attempts import Attempts
 from .event_feed import PAGE_EVENTS, EventFeed
-from .event_following import follow_events
-from .guarded_tools import GuardedTools
 from .live_run import LiveRun, error_of, result_of
-from .provider_attempt import completed_data, consume, storable_error
 from .provider_set import ProviderSet
 from .run_outcomes import Outcome, RunOutcomes
 from .session_writer import SessionWriter
+from .steering_desk import SteeringDesk, not_under_way
 from .submissions import Submissions, new_among, run_ids_of
-
-_log = get_logger(__name__)
-
-MAX_SUBSCRIBERS = 1_000
-"""Subscriptions at once; one more is refused with queue_full."""
-
-MAX_KEPT_RECEIPTS = 1_000
-"""Newest steering calls whose receipt is repeated when they come again."""
+from .subscriptions import Subscriptions
 
 INTERRUPTED = "interrupted"
 WOUND_DOWN = "drained"
@@ -106,7 +91,6 @@ class LiveSession:
         """Whether the whole runtime is draining."""
         self._log = log
         self._max_input_bytes = max_input_bytes
-        self._tools = tools
         self._on_lost = on_lost
         self._on_idle = on_idle
         self._shared = shared
@@ -114,18 +98,20 @@ class LiveSession:
         self._loop = asyncio.get_running_loop()
         self._writer = SessionWriter(session.id, epoch, log=log, ids=ids, now_us=now_us, on_lost=self._lose)
         self._approvals = Approvals(self._writer, expires_s=approval_expires_s)
+        self._attempts = Attempts(
+            session, providers=providers, tools=tools, writer=self._writer, approvals=self._approvals, end=self._end
+        )
+        self._steering = SteeringDesk(providers, self._writer)
+        self._subscriptions = Subscriptions(session.id, self.feed, log)
         self._runs: dict[str, LiveRun] = {}
         self._run_count = 0
         self._outcomes = RunOutcomes(session.id, log)
         self._submissions = Submissions(session, log)
-        self._receipts: AnsweredCalls[SteerReceipt] = AnsweredCalls(MAX_KEPT_RECEIPTS)
         self._last_call: str | None = session.last_call_id
         """The call that changed the session's status last: it may come again."""
-        self._tasks: set[asyncio.Task[None]] = set()
         self._draining = session.pause_reason == DRAINED
         self._closed = False
         self._end_seq: int | None = last_seq if session.status.is_terminal else None
-        self._subscribers = 0
         self._no_runs = asyncio.Event()
         self._no_runs.set()
         self._idle_since: float = self._loop.time()
@@ -333,6 +319,10 @@ class LiveSession:
             committed.add_done_callback(partial(self._launch, started))
         return committed
 
+    def _launch(self, runs: Sequence[LiveRun], committed: "asyncio.Future[Committed]") -> None:
+        if not self._closed and not committed.cancelled() and committed.exception() is None:
+            self._attempts.launch(runs)
+
     def _may_start(self, run_id: str) -> bool:
         """Whether the limits of the whole runtime let the run start now; if not, it is tried again when they may."""
         run = self._runs[run_id]
@@ -347,107 +337,6 @@ class LiveSession:
     def _lose(self) -> None:
         self.close()
         self._on_lost()
-
-    # Running
-
-    def _launch(self, runs: Sequence[LiveRun], committed: "asyncio.Future[Committed]") -> None:
-        if self._closed or committed.cancelled() or committed.exception() is not None:
-            return
-        for run in runs:
-            if run.ended:
-                continue
-            run.deadline = self._loop.call_later(
-                max(0.0, run.remaining_s(self._writer.now_us())), self._pass_deadline, run
-            )
-            run.task = self._loop.create_task(self._execute(run))
-            self._tasks.add(run.task)
-            run.task.add_done_callback(self._tasks.discard)
-
-    async def _execute(self, run: LiveRun) -> None:
-        try:
-            outcome = await self._consume(run)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            self._fail(run, ProviderError(f"Provider {run.provider!r} was cancelled, and not by the session."))
-        except GreenroomError as exc:
-            self._fail(run, exc)
-        except Exception as exc:  # noqa: BLE001  recorded: the run ends with it
-            _log.exception("provider_raised", session_id=self.session_id, run_id=run.run_id, provider=run.provider)
-            self._fail(run, InternalError(f"Provider {run.provider!r} raised {type(exc).__name__}."))
-        else:
-            self._complete(run, outcome)
-
-    async def _consume(self, run: LiveRun) -> ProviderOutcome:
-        provider = self.providers.get(run.provider)
-        request = ProviderRequest(
-            session_id=self.session_id,
-            run_id=run.run_id,
-            attempt=run.attempt,
-            run_number=run.number,
-            messages=run.messages,
-            system_prompt=self.session.context.get("system_prompt"),
-            model=run.options.model,
-            max_turns=run.options.max_turns,
-            options=self.providers.options(run.provider, run.options.provider_options),
-            tools=self._guarded(run),
-        )
-        return await consume(provider, request, run, record=partial(self._record, run), room=self._log.room)
-
-    def _guarded(self, run: LiveRun) -> GuardedTools:
-        return GuardedTools(
-            self._tools,
-            run,
-            policies=[parse_policy(given, field="options.policies") for given in run.options.policies],
-            approvals=self._approvals,
-            past=run.past_calls,
-            report=self._report_violation,
-            stop=self._stop_for_violation,
-        )
-
-    def _report_violation(self, run: LiveRun, verdict: Verdict, tool_name: str, call_id: str) -> None:
-        """One event for each rule and run."""
-        rule = f"{verdict.policy} {verdict.rule}"
-        if rule in run.violated or run.ended:
-            return
-        run.violated.add(rule)
-        data = {
-            "policy": verdict.policy,
-            "kind": "tool_denied",
-            "rule": verdict.rule,
-            "action": verdict.on_violation.value,
-            "tool_name": tool_name,
-            "tool_call_id": call_id,
-        }
-        self._writer.record(self._event(EventType.POLICY_VIOLATION, run, data))
-
-    def _stop_for_violation(self, run: LiveRun, violation: PolicyViolation) -> None:
-        self._fail(run, violation, tool_outcome=ToolOutcome.DENIED)
-
-    def _record(self, run: LiveRun, event: ProviderEvent) -> None:
-        new = self._event(event.type, run, event.data, metadata=event.metadata, at_us=event.timestamp_us)
-        if event.type is EventType.TOOL_CALL_STARTED:
-            run.recorded_calls[event.data["tool_call_id"]] = self._writer.append([new])
-        else:
-            self._writer.record(new)
-        run.observe(event)  # after: what cannot be stored must not come back in the run's last events
-
-    def _complete(self, run: LiveRun, outcome: ProviderOutcome) -> None:
-        try:
-            data = completed_data(run, outcome)
-        except ProviderError as exc:
-            self._fail(run, exc)
-        else:
-            self._end(run, EventType.RUN_COMPLETED, data, metadata=outcome.metadata)
-
-    def _fail(self, run: LiveRun, raised: GreenroomError, *, tool_outcome: ToolOutcome = ToolOutcome.CANCELLED) -> None:
-        error = storable_error(raised)
-        data = run.stopped_data(error=error.to_record(), error_code=error.code, error_message=error.message)
-        self._end(run, EventType.RUN_FAILED, data, error=error, tool_outcome=tool_outcome)
-
-    def _pass_deadline(self, run: LiveRun) -> None:
-        self._end(run, EventType.RUN_TIMEOUT, run.stopped_data(deadline_s=run.options.deadline_s))
 
     # Ending runs
 
@@ -608,26 +497,14 @@ class LiveSession:
         return await self._steer(run_id, message, call_id, None)
 
     async def _steer(self, run_id: str, message: str, call_id: str, key: str | None) -> SteerReceipt:
-        known = self._receipts.get(call_id)
+        known = self._steering.receipt(call_id)
         if known is not None:
             return known
         run = self._runs.get(run_id)
-        if run is None or run.ended or run.task is None:
-            if run is None:
-                await self._outcome(run_id)  # RunNotFound if there is none
-            raise InvalidOperation(
-                f"Run {run_id} is not under way, so it cannot be steered; submit a new run.", details={"run_id": run_id}
-            )
-        delivered = await self.providers.get(run.provider).steer(run_id, message)
-        if run.ended:
-            raise InvalidOperation(f"Run {run_id} ended before it was steered.", details={"run_id": run_id})
-        metadata = {"call_id": call_id} if key is None else {"call_id": call_id, "idempotency_key": key}
-        data = {"message": message, "delivered": delivered}
-        committed = self._writer.append([self._event(EventType.SESSION_STEERED, run, data, metadata=metadata)])
-        seq = (await asyncio.shield(committed)).first_seq
-        receipt = SteerReceipt(run_id=run_id, delivered=delivered, seq=seq)
-        self._receipts.keep(call_id, receipt)
-        return receipt
+        if run is None:
+            await self._outcome(run_id)  # RunNotFound if there is none
+            raise not_under_way(run_id)
+        return await self._steering.steer(run, message, call_id, key)
 
     async def decide_approval(self, approval_id: str, decision: object, reason: str | None, call_id: str) -> None:
         """Let a waiting tool call run, or not. NotFound; InvalidOperation when it was settled before."""
@@ -754,7 +631,7 @@ class LiveSession:
             in_flight=list(self.queue.running),
             max_concurrent_runs=self.queue.slots,
             max_queued_runs=self.queue.capacity,
-            subscribers=self._subscribers,
+            subscribers=self._subscriptions.count,
             pending_approvals=[approval.to_record() for approval in self._approvals.pending],
             processes=self._processes(),
             last_seq=self.feed.last_seq,
@@ -773,26 +650,12 @@ class LiveSession:
     ) -> AsyncGenerator[list[Event]]:
         """Batches of all matching events past from_seq: what there is, then what comes, until the end."""
         query = EventQuery(after=from_seq, run_id=run_id, types=parse_types(types), limit=PAGE_EVENTS)
-        if from_seq > self.feed.last_seq:
-            raise InvalidCursor(
-                f"from_seq is {from_seq}, but the log ends at seq {self.feed.last_seq}.",
-                details={"field": "from_seq", "last_seq": self.feed.last_seq},
-            )
         if run_id is not None and run_id not in self._runs:
-            await self._outcome(run_id)
-        if self._subscribers >= MAX_SUBSCRIBERS:
-            raise QueueFull(f"The session has {self._subscribers} subscribers already.")
-        self._subscribers += 1
-        try:
-            stop_at = self.feed.last_seq
-
-            async def end_seq() -> int | None:
-                return await self._last_seq_of(run_id) if follow else stop_at
-
-            async for events in follow_events(self.session_id, query, feed=self.feed, log=self._log, end_seq=end_seq):
+            await self._outcome(run_id)  # RunNotFound if there is none
+        end_seq = partial(self._last_seq_of, run_id)
+        async with aclosing(self._subscriptions.follow(query, follow=follow, end_seq=end_seq)) as batches:
+            async for events in batches:
                 yield events
-        finally:
-            self._subscribers -= 1
 
     async def _last_seq_of(self, run_id: str | None) -> int | None:
         """The seq after which nothing more comes; None while that is open."""
@@ -828,8 +691,7 @@ class LiveSession:
     async def aclose(self) -> None:
         """`close`, and wait until providers are gone."""
         self.close()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._attempts.settle()
         await self.providers.aclose()
 
 

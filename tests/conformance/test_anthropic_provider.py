@@ -17,6 +17,7 @@ from greenroom.adapters.tools import CallableToolbox, ToolLike
 from greenroom.domain.errors import (
     CapabilityNotSupported,
     GreenroomError,
+    InvalidOperation,
     ProviderAuthenticationFailed,
     ProviderContentRefused,
     ProviderInvalidRequest,
@@ -608,3 +609,44 @@ async def test_the_server_answers_without_streaming_too(server: MessagesServer) 
 
     assert [block.type for block in message.content] == ["text", "tool_use"]
     assert message.stop_reason == "tool_use"
+
+
+async def test_a_message_for_a_run_under_way_is_said_with_the_next_turn(
+    provider: AnthropicProvider, server: MessagesServer
+) -> None:
+    server.answers += [answers.tool_use("note", {}), answers.text("Left, then.")]
+
+    def note() -> str:
+        asyncio.run_coroutine_threadsafe(steer(), loop).result(5)
+        return "noted"
+
+    async def steer() -> None:
+        assert not await provider.steer("run_1", "turn left")
+
+    loop = asyncio.get_running_loop()
+    outcome = await outcome_of(provider, request(server, note))
+
+    assert ("Left, then.", 2) == (outcome.content, outcome.turn_count)
+    last = server.requests[1].body["messages"][-1]
+    assert ["tool_result", "text"] == [block["type"] for block in last["content"]]
+    assert "turn left" == last["content"][1]["text"]
+
+
+async def test_a_message_for_a_run_that_would_be_done_gives_it_another_turn(
+    provider: AnthropicProvider, server: MessagesServer
+) -> None:
+    server.answers += [answers.text("Done."), answers.text("Left, then.")]
+    steps: list[Any] = []
+    async with aclosing(provider.execute(request(server))) as stream:
+        async for step in stream:
+            if isinstance(step, ProviderEvent) and step.type is EventType.MESSAGE_RECEIVED and not steps:
+                await provider.steer("run_1", "turn left")
+            steps += [step] if not isinstance(step, ProviderEvent) or step.type is EventType.MESSAGE_RECEIVED else []
+
+    assert "Left, then." == steps[-1].content
+    assert ["user", "assistant", "user"] == [one["role"] for one in server.requests[1].body["messages"]]
+
+
+async def test_a_run_that_has_not_begun_or_has_ended_is_not_steered(provider: AnthropicProvider) -> None:
+    with pytest.raises(InvalidOperation):
+        await provider.steer("run_none", "hurry")

@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.waiting import wait_until
+
 TIMEOUT_S = 60.0
 SLOW_COMMAND = "for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do echo $n; sleep 0.2; done"
 
@@ -28,18 +30,18 @@ class CommandLine:
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
-        self._env = {**os.environ, "GREENROOM_DATA_DIR": str(data_dir)}
+        self.env = {**os.environ, "GREENROOM_DATA_DIR": str(data_dir)}
 
     def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            command(*arguments), env=self._env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            command(*arguments), env=self.env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
         """In a process group of its own, as a shell would start it."""
         return subprocess.Popen(
             command(*arguments),
-            env=self._env,
+            env=self.env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -56,7 +58,7 @@ class CommandLine:
         )
         done = subprocess.run(
             [sys.executable, "-c", program, kind, session_id],
-            env=self._env,
+            env=self.env,
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
@@ -477,3 +479,78 @@ def test_a_damaged_store_is_named_and_doctor_repairs_it(tmp_path: Path) -> None:
     assert "nothing was lost" in repaired.stdout
     assert verified.returncode == 0
     assert session_id in verified.stdout
+
+
+def test_a_session_is_paused_and_resumed(greenroom: CommandLine) -> None:
+    session_id = session_of(greenroom)
+
+    paused = greenroom.run("pause", session_id)
+    again = greenroom.run("pause", session_id)
+    resumed = greenroom.run("resume", session_id)
+
+    assert (paused.returncode, paused.stdout) == (0, f"{session_id} paused\n")
+    assert again.returncode == 1
+    assert_one_error(again.stderr, "invalid_transition")
+    assert (resumed.returncode, resumed.stdout) == (0, f"{session_id} resumed\n")
+
+
+def test_a_tool_call_is_approved_and_denied_from_the_command_line(greenroom: CommandLine) -> None:
+    program = (
+        "import ray, greenroom, sys\n"
+        "runtime = greenroom.start()\n"
+        "def pay(amount: int) -> str:\n    return f'paid {amount}'\n"
+        "session = runtime.open_session(tools=[greenroom.tool(pay, approval='always')])\n"
+        "calls = [{'name': 'pay', 'input': {'amount': amount}} for amount in (1, 2)]\n"
+        "run_id = ray.get(session.submit_run.remote('x', {'provider_options': {'tool_calls': calls}}))\n"
+        "print(run_id, flush=True)\n"
+        "for event in session.follow(run_id=run_id, types=['tool_call_completed', 'tool_call_failed']):\n"
+        "    print(event.type, event.data['tool_output'], flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], env=greenroom.env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("run_")
+
+        first = waiting_approval(greenroom)
+        approved = greenroom.run("approve", first)
+        assert "paid 1" in process.stdout.readline()
+        late = greenroom.run("deny", first)
+        second = waiting_approval(greenroom)
+        denied = greenroom.run("deny", second, "--reason", "too much")
+        said = process.stdout.readline()
+        unknown = greenroom.run("approve", "apr_none")
+    finally:
+        process.kill()
+        process.communicate()
+
+    assert (approved.returncode, approved.stdout) == (0, f"{first} approved\n")
+    assert late.returncode == 1
+    assert_one_error(late.stderr, "invalid_operation")
+    assert (denied.returncode, denied.stdout) == (0, f"{second} denied\n")
+    assert "too much" in said
+    assert_one_error(unknown.stderr, "not_found")
+
+
+def waiting_approval(greenroom: CommandLine) -> str:
+    """The approval that `approvals` lists, once there is one."""
+
+    def listed() -> str:
+        rows = greenroom.run("approvals").stdout.splitlines()
+        return rows[1].split()[0] if len(rows) > 1 else ""
+
+    return wait_until(listed, what="an approval is listed")
+
+
+def test_a_run_is_steered_from_the_command_line(
+    greenroom: CommandLine, running: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    process = running("run", "--json", "--provider", "shell", "echo begun; sleep 8646")
+    run_id = read_until(process, "message_streamed")[0]["run_id"]
+
+    refused = greenroom.run("steer", run_id, "turn left")
+    greenroom.run("cancel", run_id)
+
+    assert refused.returncode in {1, 2}
+    assert_one_error(refused.stderr, "capability_not_supported")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors import event_feed, live_session, run_outcomes
+from greenroom.actors import event_feed, live_session, run_outcomes, subscriptions
 from greenroom.actors.live_session import LiveSession
 from greenroom.adapters.memory_event_log import MemoryEventLog
 from greenroom.domain.errors import (
@@ -1364,7 +1364,7 @@ async def test_a_feed_keeps_no_more_than_its_bytes() -> None:
 
 
 async def test_subscribers_are_counted_and_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_session, "MAX_SUBSCRIBERS", 1)
+    monkeypatch.setattr(subscriptions, "MAX_SUBSCRIBERS", 1)
     live = await world.open()
     stream = live.subscribe(0, None, None, True)
     await anext(stream)

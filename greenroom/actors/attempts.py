@@ -1,0 +1,162 @@
+"""The attempts that a live session has under way: carried out at their providers, recorded, brought to their end."""
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Protocol
+
+from ..adapters.logs import get_logger
+from ..domain.errors import GreenroomError, InternalError, PolicyViolation, ProviderError
+from ..domain.event import EventType
+from ..domain.provider import ProviderEvent, ProviderOutcome, ProviderRequest
+from ..domain.session import Session
+from ..domain.tool import Toolbox, ToolOutcome
+from ..domain.tool_policy import Verdict, parse_policy
+from .approvals import Approvals
+from .guarded_tools import GuardedTools
+from .live_run import LiveRun
+from .provider_attempt import completed_data, consume, storable_error
+from .provider_set import ProviderSet
+from .session_writer import SessionWriter
+
+_log = get_logger(__name__)
+
+
+class EndRun(Protocol):
+    """How a run is ended: nothing happens to one that has its end already."""
+
+    def __call__(
+        self,
+        run: LiveRun,
+        event_type: EventType,
+        data: dict[str, Any],
+        *,
+        error: GreenroomError | None = None,
+        metadata: dict[str, Any] | None = None,
+        tool_outcome: ToolOutcome = ToolOutcome.CANCELLED,
+    ) -> object: ...
+
+
+class Attempts:
+    """Belongs to one live session. Each run ends through `end`: by outcome, failure, a policy or its deadline."""
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        providers: ProviderSet,
+        tools: Toolbox,
+        writer: SessionWriter,
+        approvals: Approvals,
+        end: EndRun,
+    ) -> None:
+        self._session = session
+        self._providers = providers
+        self._tools = tools
+        self._writer = writer
+        self._approvals = approvals
+        self._end = end
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def launch(self, runs: Sequence[LiveRun]) -> None:
+        """Begin at the providers; the starts are durable."""
+        for run in runs:
+            if run.ended:
+                continue
+            left_s = max(0.0, run.remaining_s(self._writer.now_us()))
+            run.deadline = self._loop.call_later(left_s, self._pass_deadline, run)
+            run.task = self._loop.create_task(self._execute(run))
+            self._tasks.add(run.task)
+            run.task.add_done_callback(self._tasks.discard)
+
+    async def settle(self) -> None:
+        """Wait until everything that was begun is over; whoever calls this has cancelled it."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _execute(self, run: LiveRun) -> None:
+        try:
+            outcome = await self._consume(run)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self._fail(run, ProviderError(f"Provider {run.provider!r} was cancelled, and not by the session."))
+        except GreenroomError as exc:
+            self._fail(run, exc)
+        except Exception as exc:  # noqa: BLE001  recorded: the run ends with it
+            _log.exception("provider_raised", session_id=self._session.id, run_id=run.run_id, provider=run.provider)
+            self._fail(run, InternalError(f"Provider {run.provider!r} raised {type(exc).__name__}."))
+        else:
+            self._complete(run, outcome)
+
+    async def _consume(self, run: LiveRun) -> ProviderOutcome:
+        provider = self._providers.get(run.provider)
+        request = ProviderRequest(
+            session_id=self._session.id,
+            run_id=run.run_id,
+            attempt=run.attempt,
+            run_number=run.number,
+            messages=run.messages,
+            system_prompt=self._session.context.get("system_prompt"),
+            model=run.options.model,
+            max_turns=run.options.max_turns,
+            options=self._providers.options(run.provider, run.options.provider_options),
+            tools=self._guarded(run),
+        )
+        return await consume(provider, request, run, record=partial(self._record, run), room=self._writer.log.room)
+
+    def _guarded(self, run: LiveRun) -> GuardedTools:
+        return GuardedTools(
+            self._tools,
+            run,
+            policies=[parse_policy(given, field="options.policies") for given in run.options.policies],
+            approvals=self._approvals,
+            past=run.past_calls,
+            report=self._report_violation,
+            stop=self._stop_for_violation,
+        )
+
+    def _record(self, run: LiveRun, event: ProviderEvent) -> None:
+        new = self._writer.event(event.type, run, event.data, metadata=event.metadata, at_us=event.timestamp_us)
+        if event.type is EventType.TOOL_CALL_STARTED:
+            run.recorded_calls[event.data["tool_call_id"]] = self._writer.append([new])
+        else:
+            self._writer.record(new)
+        run.observe(event)  # after: what cannot be stored must not come back in the run's last events
+
+    def _complete(self, run: LiveRun, outcome: ProviderOutcome) -> None:
+        try:
+            data = completed_data(run, outcome)
+        except ProviderError as exc:
+            self._fail(run, exc)
+        else:
+            self._end(run, EventType.RUN_COMPLETED, data, metadata=outcome.metadata)
+
+    def _fail(self, run: LiveRun, raised: GreenroomError, *, tool_outcome: ToolOutcome = ToolOutcome.CANCELLED) -> None:
+        error = storable_error(raised)
+        data = run.stopped_data(error=error.to_record(), error_code=error.code, error_message=error.message)
+        self._end(run, EventType.RUN_FAILED, data, error=error, tool_outcome=tool_outcome)
+
+    def _pass_deadline(self, run: LiveRun) -> None:
+        self._end(run, EventType.RUN_TIMEOUT, run.stopped_data(deadline_s=run.options.deadline_s))
+
+    def _report_violation(self, run: LiveRun, verdict: Verdict, tool_name: str, call_id: str) -> None:
+        """One event for each rule and run."""
+        rule = f"{verdict.policy} {verdict.rule}"
+        if rule in run.violated or run.ended:
+            return
+        run.violated.add(rule)
+        data = {
+            "policy": verdict.policy,
+            "kind": "tool_denied",
+            "rule": verdict.rule,
+            "action": verdict.on_violation.value,
+            "tool_name": tool_name,
+            "tool_call_id": call_id,
+        }
+        self._writer.record(self._writer.event(EventType.POLICY_VIOLATION, run, data))
+
+    def _stop_for_violation(self, run: LiveRun, violation: PolicyViolation) -> None:
+        self._fail(run, violation, tool_outcome=ToolOutcome.DENIED)
