@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ..adapters.option_parsing import require_json_safe
+from ..adapters.json_safety import require_json_safe
 from ..adapters.run_option_parsing import parse_run_options
 from ..domain.approval import APPROVAL_TYPES, Approval, fold_approvals
 from ..domain.errors import GreenroomError, RunInterrupted, SessionNotFound
@@ -50,7 +50,7 @@ async def activate(
     default_provider: str,
     max_input_bytes: int,
     approval_expires_s: float,
-    tools: Toolbox,
+    unpack_tools: Callable[[bytes | None], Toolbox],
     ids: IdFactory,
     now_us: Callable[[], int],
     on_lost: Callable[[], None],
@@ -67,8 +67,8 @@ async def activate(
     listener = _Listener()
     if spec is not None:
         await log.require_room()
-    ownership = await log.acquire(session_id, owner, listener)
-    records = await log.load(session_id)
+    ownership = await log.acquire(session_id, owner, listener, must_exist=spec is None)
+    records = ownership.records
     session = records.session
     if shared and _needs_own_server(spec, records, providers, default_provider):
         log.release(session_id, ownership.epoch)
@@ -88,7 +88,7 @@ async def activate(
         providers=providers,
         max_input_bytes=max_input_bytes,
         approval_expires_s=approval_expires_s,
-        tools=tools,
+        tools=unpack_tools(records.tools),
         ids=ids,
         now_us=now_us,
         on_lost=on_lost,

@@ -12,7 +12,7 @@ import ray.exceptions
 from ..adapters.clock import id_factory, now_us
 from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.settings import RetentionSettings
-from ..domain.errors import GreenroomError, InvalidOperation, SessionDraining, SessionNotFound, ValidationError
+from ..domain.errors import GreenroomError, InvalidOperation, SessionDraining, ValidationError
 from ..domain.identifiers import SESSION_ID
 from ..domain.placement import Placement
 from ..domain.provider import ProviderDeclaration
@@ -213,13 +213,10 @@ class Directory:
 
     async def _prepare(self, session_id: str, spec: SessionSpec | None, tools: bytes | None, *, is_new: bool) -> None:
         """What must hold before a session is given a server."""
-        exists = not is_new and await self._stores.ask(session_id, "owner") is not None
-        if not exists and spec is None:
-            raise SessionNotFound(
-                f"There is no session {session_id} in {self._address.data_dir}.", details={"session_id": session_id}
-            )
-        if not exists and self._settings["draining"]:
-            raise SessionDraining("The runtime is draining and opens no new sessions; use it again after resume().")
+        if spec is not None and self._settings["draining"]:
+            exists = not is_new and await self._stores.ask(session_id, "owner") is not None
+            if not exists:
+                raise SessionDraining("The runtime is draining and opens no new sessions; use it after resume().")
         if tools is not None:
             await self._stores.ask(session_id, "save_tools", tools)
 

@@ -102,8 +102,8 @@ class EventStore:
     async def is_short_of_room(self) -> bool:
         return await (await self._opened()).is_short_of_room()
 
-    async def grant(self, session_id: str, owner: str) -> Ownership:
-        return await (await self._opened()).grant(session_id, owner)
+    async def take_over(self, session_id: str, owner: str, must_exist: bool) -> Ownership:
+        return await (await self._opened()).take_over(session_id, owner, must_exist=must_exist)
 
     async def read(self, session_id: str, query: EventQuery, wait_s: float = 0) -> list[Slab]:
         return await (await self._opened()).read(session_id, query, wait_s=wait_s)

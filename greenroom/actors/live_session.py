@@ -13,7 +13,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from ..adapters.option_parsing import require_json_safe
+from ..adapters.json_safety import require_json_safe
 from ..adapters.providers.tool_calls import tool_call_abandoned
 from ..domain.approval import parse_decision
 from ..domain.errors import (

@@ -17,7 +17,8 @@ import ray
 import ray.exceptions
 
 from ..adapters.data_dir import prepare_backup
-from ..adapters.option_parsing import parse_options, require_json_safe
+from ..adapters.json_safety import require_json_safe
+from ..adapters.option_parsing import parse_options
 from ..adapters.providers.registry import BUILT_IN_DECLARATIONS
 from ..adapters.query_rows import DEFAULT_QUERY_LIMIT, unpack_rows
 from ..adapters.run_option_parsing import parse_run_options

@@ -14,8 +14,9 @@ from ..adapters.logs import get_logger
 from .actor_states import process_of
 from .address import SESSION_SERVER_PREFIX, RuntimeAddress
 from .ray_errors import raise_bare
-from .server_pool import IdleSession, Started
+from .server_pool import Started
 from .session_server import SessionServer
+from .standing import IdleSession
 
 _log = get_logger(__name__)
 
@@ -51,6 +52,7 @@ class RayLauncher:
         self._labels = dict(labels)
         self._closed_nodes = closed_nodes
         self._ids = id_factory()
+        self._class: Any = ray.remote(SessionServer)  # once: Ray sends the class to its control store for each of these
 
     async def start(self) -> Started:
         name = SESSION_SERVER_PREFIX + self._ids.session_id()[4:]
@@ -60,7 +62,7 @@ class RayLauncher:
             labels["ray.io/node-id"] = f"!in({','.join(sorted(closed))})"
         if labels:
             options["label_selector"] = labels
-        actor: Any = ray.remote(SessionServer).options(**options).remote(name, *self._arguments())
+        actor: Any = self._class.options(**options).remote(name, *self._arguments())
         try:
             node_id: str = await actor.hello.remote()
         except ray.exceptions.RayError as exc:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from ..adapters.logs import get_logger
 from ..domain.errors import GreenroomError, MaxSessionsExceeded
 from ..domain.placement import Placement
+from .standing import IdleSession
 
 _log = get_logger(__name__)
 
@@ -25,13 +26,6 @@ ASK_IDLE_S = 0.5
 """How long a server may take to say which of its sessions are idle."""
 
 _RETRY_AFTER_S = 1.0
-
-
-class IdleSession(NamedTuple):
-    """A session that has nothing to do."""
-
-    idle_s: float
-    session_id: str
 
 
 class Started(NamedTuple):

@@ -2,18 +2,19 @@
 
 import asyncio
 import gc
+import importlib
 import os
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
 import ray
 
 from ..adapters.clock import id_factory, now_us
+from ..adapters.json_safety import require_json_safe
 from ..adapters.logs import get_logger, log_to_stderr
-from ..adapters.option_parsing import require_json_safe
-from ..adapters.process_trees import end_orphans
 from ..domain.errors import (
     CapabilityNotSupported,
     GreenroomError,
@@ -32,10 +33,11 @@ from .activation import activate
 from .live_session import LiveSession, NeedsOwnServer
 from .provider_set import ProviderSet
 from .ray_errors import raise_bare
-from .run_permits import RunPermits
-from .server_pool import IdleSession
-from .standing import Standing
+from .standing import IdleSession, Standing
 from .store_shards import StoreShards
+
+if TYPE_CHECKING:
+    from .run_permits import RunPermits
 
 _log = get_logger(__name__)
 
@@ -50,6 +52,10 @@ _RENEWALS = 3
 _IDLE_LOOKS = 4
 _MIN_LOOK_S, _MAX_LOOK_S = 0.05, 5.0
 _JOIN_RETRY_S = 0.5
+_LOOK_AROUND_AFTER_S = 1.0
+
+_LEFT_SESSIONS = 16
+"""After so many sessions have left, what they leave in memory is collected."""
 _FORWARD_RETRY_S = 0.05
 
 
@@ -76,11 +82,12 @@ class SessionServer:
         self._toolboxes: dict[str, Any] = {}
         self._activating: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tells_idle = False
+        self._left = 0
         limiter = settings["limiter"]
-        self._permits = RunPermits(limiter, name) if limiter is not None else None
+        self._permits = _permits(limiter, name) if limiter is not None else None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._own(asyncio.to_thread(end_orphans))
         restored = ray.get_runtime_context().was_current_actor_reconstructed
+        self._own(self._look_around(at_once=restored))
         self._own(self._keep_lease(restored=restored))
         self._own(self._send_idle_away())
 
@@ -180,7 +187,7 @@ class SessionServer:
             default_provider=self._settings["default_provider"],
             max_input_bytes=self._settings["max_input_bytes"],
             approval_expires_s=self._settings["approval_expires_s"],
-            tools=await self._toolbox(session_id),
+            unpack_tools=partial(self._toolbox, session_id),
             ids=self._ids,
             now_us=now_us,
             on_lost=lambda: self._lost(session_id),
@@ -192,8 +199,7 @@ class SessionServer:
         self._live[session_id] = live
         return live
 
-    async def _toolbox(self, session_id: str) -> Toolbox:
-        packed: bytes | None = await self._stores.ask(session_id, "tools")
+    def _toolbox(self, session_id: str, packed: bytes | None) -> Toolbox:
         if packed is None:
             return NoTools()
         from ..adapters.tool_packing import unpack_toolbox  # noqa: PLC0415  most sessions have none
@@ -215,7 +221,14 @@ class SessionServer:
         if toolbox is not None:
             toolbox.close()
         self._directory.released.remote(self._name, session_id, live.epoch)
-        return self._own(live.aclose())
+        return self._own(self._let_go(live))
+
+    async def _let_go(self, live: LiveSession) -> None:
+        await live.aclose()
+        self._left += 1
+        if self._left >= _LEFT_SESSIONS:  # by itself the collector, which is told to be lazy, would come much later
+            self._left = 0
+            gc.collect()
 
     def _idle(self, session_id: str) -> None:
         if self._tells_idle:
@@ -230,6 +243,13 @@ class SessionServer:
 
     def _loop_time(self) -> float:
         return asyncio.get_running_loop().time()
+
+    async def _look_around(self, *, at_once: bool) -> None:
+        """What has time until the first sessions are served: orphans of processes that died, and slow imports."""
+        if not at_once:
+            await asyncio.sleep(_LOOK_AROUND_AFTER_S)
+        await asyncio.to_thread(_end_orphans)
+        await asyncio.to_thread(importlib.import_module, "greenroom.adapters.option_parsing")
 
     async def _send_idle_away(self) -> None:
         idle_after_s: float = self._settings["idle_after_s"]
@@ -448,6 +468,21 @@ class SessionServer:
             raise SessionMoved(details={"session_id": session_id})
         async for events in live.subscribe(_checked_int(from_seq, "from_seq"), run_id, types, follow):
             yield events
+
+
+# What is imported when it is needed costs a server that is started for somebody who waits nothing.
+
+
+def _permits(limiter: Any, name: str) -> "RunPermits":
+    from .run_permits import RunPermits  # noqa: PLC0415
+
+    return RunPermits(limiter, name)
+
+
+def _end_orphans() -> None:
+    from ..adapters.process_trees import end_orphans  # noqa: PLC0415
+
+    end_orphans()
 
 
 def _checked_int(value: object, field: str) -> int:

@@ -1,6 +1,14 @@
-"""How a session server stands with the Directory."""
+"""What session servers and the Directory tell each other of how they stand."""
 
 from enum import StrEnum
+from typing import NamedTuple
+
+
+class IdleSession(NamedTuple):
+    """A session that has nothing to do."""
+
+    idle_s: float
+    session_id: str
 
 
 class Standing(StrEnum):

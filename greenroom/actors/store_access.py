@@ -65,8 +65,8 @@ class RayStoreAccess:
                 return await SocketLane.connect(path, on_reply=on_reply, on_broken=on_broken)
         return RayLane(self._store, on_reply, on_broken)
 
-    async def grant(self, session_id: str, owner: str) -> Ownership:
-        return await self._call("grant", session_id, owner)
+    async def take_over(self, session_id: str, owner: str, *, must_exist: bool) -> Ownership:
+        return await self._call("take_over", session_id, owner, must_exist)
 
     async def read(self, session_id: str, query: EventQuery, *, wait_s: float = 0) -> list[Slab]:
         return await self._call("read", session_id, query, wait_s)

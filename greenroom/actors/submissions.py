@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from ..adapters.option_parsing import require_json_safe
+from ..adapters.json_safety import require_json_safe
 from ..adapters.run_option_parsing import parse_run_options
 from ..domain.errors import ValidationError
 from ..domain.event import EventType

@@ -52,7 +52,7 @@ class StoreAccess(Protocol):
 
     async def open_lane(self, *, on_reply: Callable[[bytes], None], on_broken: Callable[[], None]) -> Lane: ...
 
-    async def grant(self, session_id: str, owner: str) -> Ownership: ...
+    async def take_over(self, session_id: str, owner: str, *, must_exist: bool) -> Ownership: ...
 
     async def read(self, session_id: str, query: EventQuery, *, wait_s: float = 0) -> list[Slab]: ...
 
@@ -163,8 +163,10 @@ class EventLogClient:
         self._refused: asyncio.Future[None] = self._loop.create_future()
         """Done when the store had no room for what was sent."""
 
-    async def acquire(self, session_id: str, owner: str, on_commit: CommitListener) -> Ownership:
-        ownership = await self._store.grant(session_id, owner)
+    async def acquire(
+        self, session_id: str, owner: str, on_commit: CommitListener, *, must_exist: bool = False
+    ) -> Ownership:
+        ownership = await self._store.take_over(session_id, owner, must_exist=must_exist)
         self._streams[session_id, ownership.epoch] = _Stream(session_id, ownership.epoch, on_commit)
         return ownership
 

@@ -6,27 +6,52 @@ write to their stderr, which Ray keeps in the files of its session.
 
 import logging
 import sys
+from functools import cache
 from typing import Any
-
-import structlog
 
 _ROOT = logging.getLogger("greenroom")
 _ROOT.addHandler(logging.NullHandler())
 
-_PROCESSORS: tuple[Any, ...] = (
-    structlog.stdlib.filter_by_level,
-    structlog.stdlib.add_log_level,
-    structlog.processors.TimeStamper(fmt="iso", utc=True),
-    structlog.processors.format_exc_info,
-    structlog.processors.LogfmtRenderer(key_order=("timestamp", "level", "event")),
-)
+
+class Logger:
+    """A structured logger: `log.warning("event_name", field=value)`. Loads structlog (35 ms) when something is said."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def info(self, event: str, **fields: Any) -> None:
+        _bound(self._name).info(event, **fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        _bound(self._name).warning(event, **fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        _bound(self._name).error(event, **fields)
+
+    def exception(self, event: str, **fields: Any) -> None:
+        """`error`, with the trace of the exception that is being handled."""
+        _bound(self._name).exception(event, **fields)
 
 
-def get_logger(name: str) -> Any:
-    """A structured logger: `log.warning("event_name", field=value)`."""
-    return structlog.wrap_logger(
-        logging.getLogger(name), processors=_PROCESSORS, wrapper_class=structlog.stdlib.BoundLogger
+@cache
+def _bound(name: str) -> Any:
+    import structlog  # noqa: PLC0415
+
+    processors: tuple[Any, ...] = (
+        structlog.stdlib.filter_by_level,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        structlog.processors.LogfmtRenderer(key_order=("timestamp", "level", "event")),
     )
+    return structlog.wrap_logger(
+        logging.getLogger(name), processors=processors, wrapper_class=structlog.stdlib.BoundLogger
+    )
+
+
+def get_logger(name: str) -> Logger:
+    """The logger of a module."""
+    return Logger(name)
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:

@@ -32,11 +32,15 @@ class MemoryEventLog:
         self._logs: dict[str, _Log] = {}
         self._encoder = BatchEncoder()
 
-    async def acquire(self, session_id: str, owner: str, on_commit: CommitListener) -> Ownership:
+    async def acquire(
+        self, session_id: str, owner: str, on_commit: CommitListener, *, must_exist: bool = False
+    ) -> Ownership:
+        if must_exist:
+            self._log(session_id)
         log = self._logs.setdefault(session_id, _Log())
         log.epoch += 1
         log.on_commit = on_commit
-        return Ownership(epoch=log.epoch, last_seq=len(log.events))
+        return Ownership(epoch=log.epoch, last_seq=len(log.events), records=await self.load(session_id))
 
     def release(self, session_id: str, epoch: int) -> None:
         log = self._logs[session_id]

@@ -9,7 +9,6 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError as PydanticError
 
 from ..domain.errors import ValidationError
-from ..domain.json_values import MAX_DEPTH, check_json_safe
 
 OptionsT = TypeVar("OptionsT")
 
@@ -80,14 +79,3 @@ def _refusal(exc: PydanticError, field: str) -> ValidationError:
     first = exc.errors(include_url=False, include_input=False)[0]
     where = ".".join([field, *(str(part) for part in first["loc"])])
     return ValidationError(f"{where}: {first['msg']}.", details={"field": where})
-
-
-def require_json_safe(value: object, *, field: str) -> None:
-    """Raise ValidationError unless the value can be stored and written as standard JSON; see check_json_safe."""
-    try:
-        check_json_safe(value, MAX_DEPTH // 2)  # an event nests it deeper
-    except ValueError as exc:
-        raise ValidationError(
-            f"{field} is not JSON-safe ({exc}); use text, numbers, booleans, lists and mappings with text keys.",
-            details={"field": field},
-        ) from None

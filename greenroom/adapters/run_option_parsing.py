@@ -6,7 +6,7 @@ from typing import Any
 from ..domain.errors import CapabilityNotSupported, ValidationError
 from ..domain.run_options import DEFAULT_RUN_OPTIONS, LATER_OPTIONS, RunOptions, given_options, merge_options
 from ..domain.tool_policy import parse_policy
-from .option_parsing import parse_options, require_json_safe
+from .json_safety import require_json_safe
 
 
 def parse_run_options(
@@ -29,6 +29,8 @@ def parse_run_options(
         parse_policy(policy, field=f"{field}.policies[{index}]")
     for name in ("metadata", "provider_options"):
         require_json_safe(merged.get(name), field=f"{field}.{name}")
+    from .option_parsing import parse_options  # noqa: PLC0415  loads pydantic: a session without options need not
+
     parsed = parse_options(RunOptions, merged, field=field)
     for name, value in given_options(parsed).items():
         require_json_safe(value, field=f"{field}.{name}")

@@ -18,8 +18,10 @@ class ShardedEventLog:
     def _of(self, session_id: str) -> EventLog:
         return self._logs[shard_of(session_id, len(self._logs))]
 
-    async def acquire(self, session_id: str, owner: str, on_commit: CommitListener) -> Ownership:
-        return await self._of(session_id).acquire(session_id, owner, on_commit)
+    async def acquire(
+        self, session_id: str, owner: str, on_commit: CommitListener, *, must_exist: bool = False
+    ) -> Ownership:
+        return await self._of(session_id).acquire(session_id, owner, on_commit, must_exist=must_exist)
 
     def release(self, session_id: str, epoch: int) -> None:
         self._of(session_id).release(session_id, epoch)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from .errors import ValidationError
@@ -40,14 +40,6 @@ class CommittedBatch(Protocol):
 
 
 CommitListener = Callable[[CommittedBatch], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ownership:
-    """The right to write a session's log, until someone acquires it anew."""
-
-    epoch: int
-    last_seq: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +87,21 @@ class SessionRecords:
     run_count: int
     recent_calls: tuple[tuple[str, str], ...]
     """Call id and run id of the newest runs, oldest first, so that a repeated call gets its first answer."""
+    tools: bytes | None = None
+    """The session's tools, packed."""
+
+
+NO_RECORDS = SessionRecords(session=None, open_runs=(), run_count=0, recent_calls=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ownership:
+    """The right to write a session's log, until someone acquires it anew."""
+
+    epoch: int
+    last_seq: int
+    records: SessionRecords = field(default=NO_RECORDS, compare=False)
+    """As of when it was granted."""
 
 
 class EventLog(Protocol):
@@ -105,8 +112,11 @@ class EventLog(Protocol):
     stored once, however often it had to be sent. Not guaranteed: any order between sessions.
     """
 
-    async def acquire(self, session_id: str, owner: str, on_commit: CommitListener) -> Ownership:
+    async def acquire(
+        self, session_id: str, owner: str, on_commit: CommitListener, *, must_exist: bool = False
+    ) -> Ownership:
         """Become the session's only writer: raises its epoch, so that every earlier owner is refused from now on.
+        A session that nobody ever acquired exists from then on, or with `must_exist` is SessionNotFound.
 
         `on_commit` gets every batch of this epoch once it is durable, in the order of seq, before its append is
         answered.

@@ -163,7 +163,7 @@ class World:
             default_provider="scripted",
             max_input_bytes=1_000,
             approval_expires_s=self.approval_expires_s,
-            tools=tools or NoTools(),
+            unpack_tools=lambda _: tools or NoTools(),
             ids=self.ids,
             now_us=self.now_us,
             on_lost=lambda: self.lost.update([owner]),

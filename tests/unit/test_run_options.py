@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from greenroom.adapters.option_parsing import parse_options, require_json_safe
+from greenroom.adapters.json_safety import require_json_safe
+from greenroom.adapters.option_parsing import parse_options
 from greenroom.adapters.run_option_parsing import parse_run_options
 from greenroom.domain.errors import CapabilityNotSupported, ValidationError
 from greenroom.domain.run_options import (

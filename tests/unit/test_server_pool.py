@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from greenroom.actors import server_pool
-from greenroom.actors.server_pool import IdleSession, ServerPool, Started
+from greenroom.actors.server_pool import ServerPool, Started
+from greenroom.actors.standing import IdleSession
 from greenroom.domain.errors import MaxSessionsExceeded, StorageConnectionFailed
 from greenroom.domain.placement import Placement
 

@@ -4,6 +4,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,7 +19,7 @@ from ...domain.errors import (
     StorageFull,
     StorageReadFailed,
 )
-from ...domain.event_log import EventQuery, Ownership, SessionRecords
+from ...domain.event_log import NO_RECORDS, EventQuery, Ownership, SessionRecords
 from ...domain.run import Run
 from ...domain.session import Session
 from ...domain.verification import Verification
@@ -177,9 +178,16 @@ class DuckDBEventStore:
     async def _look_for_room(self) -> Room:
         return await asyncio.wrap_future(self._store.writer.between_groups(self._store.writer.look_for_room))
 
-    async def grant(self, session_id: str, owner: str) -> Ownership:
-        """Make `owner` the session's only writer; the session exists from then on."""
-        return await asyncio.wrap_future(self._store.writer.grant(session_id, owner))
+    async def grant(self, session_id: str, owner: str, *, must_exist: bool = False) -> Ownership:
+        """Make `owner` the session's only writer; the session exists from then on, or must exist already."""
+        return await asyncio.wrap_future(self._store.writer.grant(session_id, owner, must_exist=must_exist))
+
+    async def take_over(self, session_id: str, owner: str, *, must_exist: bool) -> Ownership:
+        """`grant`, with the records that a new owner needs: nobody but it can change them any more."""
+        ownership = await self.grant(session_id, owner, must_exist=must_exist)
+        if ownership.epoch == 1:  # the first owner finds nothing but tools
+            return replace(ownership, records=replace(NO_RECORDS, tools=await self.tools(session_id)))
+        return replace(ownership, records=await self.load(session_id))
 
     def _filling(self) -> None:
         if self._open is not None:
@@ -318,6 +326,7 @@ class DuckDBEventStore:
                 open_runs=tables.open_runs(session_id),
                 run_count=tables.run_count(session_id),
                 recent_calls=tables.recent_calls(session_id, MAX_RECENT_CALLS),
+                tools=tables.tools(session_id),
             )
 
         return await self._records(read)
@@ -368,7 +377,8 @@ class DuckDBEventStore:
         await self._records(lambda tables: tables.save_tools(session_id, tools))
 
     async def tools(self, session_id: str) -> bytes | None:
-        return await self._records(lambda tables: tables.tools(session_id))
+        """The packed tools; they are no part of the log, so nothing has to be folded first."""
+        return await asyncio.wrap_future(self._store.records.run(lambda tables: tables.tools(session_id), after=0))
 
     async def counts(self) -> dict[str, int]:
         """How much there is: sessions, runs, events, bytes on disk."""

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from ...domain.errors import GreenroomError, InvalidOperation, StorageFull
+from ...domain.errors import GreenroomError, InvalidOperation, SessionNotFound, StorageFull
 from ...domain.event_log import Ownership
 from ...domain.hash_chain import chain_next, chain_start
 from ...domain.log_head import REMEMBERED_BATCHES, Fenced, LogHead, OutOfOrder, Placed, Repeated
@@ -82,6 +82,7 @@ class _Append:
 class _Grant:
     session_id: str
     owner: str
+    must_exist: bool
     granted: "Future[Ownership]"
 
 
@@ -175,10 +176,10 @@ class GroupCommit:
         """Store the entries with the next group; `answer` is handed to `committed`."""
         self._inbox.put(_Append(entries, answer))
 
-    def grant(self, session_id: str, owner: str) -> "Future[Ownership]":
+    def grant(self, session_id: str, owner: str, *, must_exist: bool = False) -> "Future[Ownership]":
         """Make a new owner of the session."""
         granted: Future[Ownership] = Future()
-        self._inbox.put(_Grant(session_id, owner, granted))
+        self._inbox.put(_Grant(session_id, owner, must_exist, granted))
         return granted
 
     def between_groups(self, work: Callable[[], ResultT]) -> "Future[ResultT]":
@@ -325,10 +326,13 @@ class GroupCommit:
     def _is_readable(self, grant: _Grant) -> bool:
         """Whether the end of the session's log can be read: damage to one session must not stop the others."""
         try:
-            self._session(grant.session_id)
+            session = self._session(grant.session_id)
         except GreenroomError as exc:
             _log.exception("session_not_readable", session_id=grant.session_id)
             fail(grant.granted, exc)
+            return False
+        if session is None and grant.must_exist:
+            fail(grant.granted, SessionNotFound(details={"session_id": grant.session_id}))
             return False
         return True
 
