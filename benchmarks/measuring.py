@@ -49,7 +49,7 @@ class Pinger:
 
 
 def start_pinger() -> Any:
-    actor: Any = ray.remote(Pinger).options(num_cpus=0, max_concurrency=100_000).remote()
+    actor: Any = ray.remote(Pinger).options(num_cpus=0, max_concurrency=100_000, enable_task_events=False).remote()
     ray.get([actor.ping.remote() for _ in range(200)])
     return actor
 

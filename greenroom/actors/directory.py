@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import ray
@@ -11,7 +11,6 @@ import ray.exceptions
 
 from ..adapters.clock import id_factory, now_us
 from ..adapters.logs import get_logger, log_to_stderr
-from ..adapters.settings import RetentionSettings
 from ..domain.errors import GreenroomError, InvalidOperation, SessionDraining, ValidationError
 from ..domain.identifiers import SESSION_ID
 from ..domain.placement import Placement
@@ -24,6 +23,9 @@ from .server_launcher import RayLauncher, held_by
 from .server_pool import ServerPool, Started
 from .standing import Standing
 from .store_shards import StoreShards
+
+if TYPE_CHECKING:  # whoever is given a handle of this actor loads this module with it, and pydantic takes 60 ms
+    from ..adapters.settings import RetentionSettings
 
 _log = get_logger(__name__)
 
@@ -363,7 +365,7 @@ class Directory:
                 _log.exception("retention_failed")
             await asyncio.sleep(min(RETENTION_EVERY_S, retention.ended_after_s))
 
-    async def _delete_expired(self, retention: RetentionSettings) -> None:
+    async def _delete_expired(self, retention: "RetentionSettings") -> None:
         before_us = now_us() - round(retention.ended_after_s * 1_000_000)
         for session_id in await self._stores.joined("expired_sessions", retention.statuses, before_us):
             await self.delete_session(session_id)

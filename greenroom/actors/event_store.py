@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from ..adapters.data_dir import socket_name, store_folder
+from ..adapters.data_dir import MEMORY_DATA_DIR, socket_name, store_folder
 from ..adapters.event_codec import Slab
 from ..adapters.logs import get_logger, log_to_stderr
-from ..adapters.settings import MEMORY_DATA_DIR
 from ..adapters.socket_lane import SocketLaneServer
 from ..adapters.store_options import StoreOptions
 from ..domain.errors import StorageConnectionFailed, StorageFull, StorageWriteFailed

@@ -16,13 +16,12 @@ from typing import Any, TypeVar
 import ray
 import ray.exceptions
 
-from ..adapters.data_dir import prepare_backup
+from ..adapters.data_dir import MEMORY_DATA_DIR, prepare_backup
 from ..adapters.json_safety import require_json_safe
 from ..adapters.option_parsing import parse_options
 from ..adapters.providers.registry import BUILT_IN_DECLARATIONS
 from ..adapters.query_rows import DEFAULT_QUERY_LIMIT, unpack_rows
 from ..adapters.run_option_parsing import parse_run_options
-from ..adapters.settings import MEMORY_DATA_DIR
 from ..domain.errors import (
     GreenroomError,
     NotFound,

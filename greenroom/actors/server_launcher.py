@@ -31,6 +31,7 @@ _OPTIONS: dict[str, Any] = {
     "scheduling_strategy": "SPREAD",
     "max_restarts": -1,
     "max_task_retries": -1,
+    "enable_task_events": False,  # see starting
     "max_concurrency": 100_000,  # at Ray's default of 1,000 waiting calls starve cancel
 }
 

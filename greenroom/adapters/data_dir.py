@@ -7,6 +7,9 @@ from typing import Any
 from ..domain.errors import InvalidOperation, StorageWriteFailed
 from .socket_lane import SOCKET_NAME
 
+MEMORY_DATA_DIR = ":memory:"
+"""The data_dir of a runtime that keeps nothing."""
+
 _SHARDS_NAME = "shards.json"
 
 

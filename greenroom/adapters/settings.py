@@ -13,12 +13,12 @@ from ..domain.provider import ProviderDeclaration
 from ..domain.run_input import MAX_INPUT_BYTES
 from ..domain.sharding import MAX_SHARDS
 from ..domain.slots import SlotLimits
+from .data_dir import MEMORY_DATA_DIR
 from .providers.registry import declaration
 from .store_options import MEBIBYTE, StoreOptions
 
 _STORE = StoreOptions()
 
-MEMORY_DATA_DIR = ":memory:"
 CONFIG_FILE = "greenroom.toml"
 
 
