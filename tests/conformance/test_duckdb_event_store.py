@@ -85,8 +85,8 @@ async def test_everything_is_there_when_the_file_is_opened_again(path: Path) -> 
         await writer.append(created(), queued("run_1", key="k"), sent("run_1"))
         await writer.append(started("run_1"))
         await other.append(event("b"))
-        expected = (await events_of(store), await events_of(store, "ses_2"), await store.load("ses_1"))
         await store.save_tools("ses_1", b"tools")
+        expected = (await events_of(store), await events_of(store, "ses_2"), await store.load("ses_1"))
         await client.aclose()
 
     async with opened(path) as store:

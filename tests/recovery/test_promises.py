@@ -137,7 +137,7 @@ def test_promise_6_an_old_writer_is_fenced_and_stops(runtime: Runtime) -> None:
     run_id = ray.get(session.submit_run.remote("x", {"provider_options": {"hang": True}}))
     store = ray.get_actor("event-store", namespace=runtime.record().namespace)
 
-    ray.get(store.grant.remote(session.session_id, "someone-else"))
+    ray.get(store.take_over.remote(session.session_id, "someone-else", True))
     cancelled = ray.get(session.cancel_run.remote(run_id))
 
     # The old owner's write was refused and it stopped; the next owner (the third epoch) had ended the run before the
