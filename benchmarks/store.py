@@ -64,7 +64,7 @@ class StoreServer:
     async def open_lane(self, *, on_reply: Callable[[bytes], None], on_broken: Callable[[], None]) -> Lane:
         return await SocketLane.connect(self._folder / "append.sock", on_reply=on_reply, on_broken=on_broken)
 
-    async def grant(self, session_id: str, owner: str) -> Ownership:
+    async def take_over(self, session_id: str, owner: str, *, must_exist: bool) -> Ownership:
         return Ownership(**await self.call("grant", session_id=session_id))
 
 
