@@ -23,9 +23,8 @@ def own(cluster: str, tmp_path: Path) -> Iterator[Runtime]:
 
 def test_a_runtime_that_drains_takes_nothing_new_and_says_what_it_cancelled_and_left(own: Runtime) -> None:
     session = own.open_session()
-    hanging, queued = ray.get(
-        [session.submit_run.remote("x", {"provider_options": {"hang": True}}), session.submit_run.remote("after")]
-    )
+    hanging = ray.get(session.submit_run.remote("x", {"provider_options": {"hang": True}}))
+    queued = ray.get(session.submit_run.remote("after"))
     wait_until(lambda: ray.get(session.status.remote()).in_flight, what="the run is under way")
 
     with pytest.raises(greenroom.Timeout) as over:
