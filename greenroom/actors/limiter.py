@@ -62,10 +62,6 @@ class Limiter:
             self._answer(run_id, False)
         self._grant()
 
-    async def counts(self) -> dict[str, int]:
-        """How many runs have slots, and how many wait."""
-        return {"running": len(self._table.held), "waiting": len(self._table.waiting)}
-
     def _grant(self) -> None:
         if self._loop.time() >= self._opens_at:
             for run_id in self._table.grant():

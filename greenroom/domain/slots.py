@@ -56,11 +56,6 @@ class SlotTable:
         """Runs that wait for one, the next first."""
         return tuple(self._line_in_order())
 
-    @property
-    def holders(self) -> frozenset[str]:
-        """Servers that have slots or want some."""
-        return frozenset(slot.holder for slot in (*self._held.values(), *(slot for _, _, slot in self._line.values())))
-
     def ask(self, slot: Slot) -> None:
         """The run wants a slot; `grant` says when it has it. One that has asked or has a slot keeps its place."""
         if slot.run_id not in self._held and slot.run_id not in self._line:
