@@ -1,6 +1,7 @@
 """The actor that knows where each session is served, and finds a place for those that are nowhere."""
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,8 @@ MAX_RECONCILING = 16
 """Sessions with open runs that are placed at once after a start or a loss."""
 REBUILD_S = 1.0
 """How long servers may take to say what they have to a Directory that was started anew."""
+TELL_S = 1.0
+"""How long a server may take to hear of changed settings."""
 _WATCHES = 4
 """How often leases are looked at within their time."""
 _STOP_SLACK_S = 10.0
@@ -107,8 +110,13 @@ class Directory:
         }
         await self._stores.ask_first("keep_note", self._actor_id, note)
         self._settings.update(changes)
-        for actor in self._pool.actors():
-            actor.change_settings.remote(self._settings)
+        await asyncio.gather(*(self._tell_settings(actor) for actor in self._pool.actors()))
+
+    async def _tell_settings(self, actor: Any) -> None:
+        """Who changed them may rely on it, but for a server that is dead or frozen: that one hears it when it is back."""
+        with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+            async with asyncio.timeout(TELL_S):
+                await actor.change_settings.remote(self._settings)
 
     async def _remember_settings(self) -> None:
         note = await self._stores.ask_first("note", self._actor_id)

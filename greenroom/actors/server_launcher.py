@@ -66,11 +66,18 @@ class RayLauncher:
         actor: Any = self._class.options(**options).remote(name, *self._arguments())
         try:
             node_id: str = await actor.hello.remote()
+            await self._tell_settings(actor)
         except ray.exceptions.RayError as exc:
             ray.kill(actor)
             raise_bare(exc)
-        actor.change_settings.remote(self._arguments()[-1])  # they may have changed while it started
         return Started(name, actor, node_id)
+
+    async def _tell_settings(self, actor: Any) -> None:
+        """They may have changed while it started, and change again while it hears of that."""
+        told: Mapping[str, Any] = {}
+        while told != (settings := dict(self._arguments()[-1])):
+            await actor.change_settings.remote(settings)
+            told = settings
 
     async def idle_sessions(self, actor: Any) -> list[IdleSession]:
         try:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # these cost what `--help` must not
     from ..actors.runtime import Runtime
     from ..adapters.settings import Settings
 
+_AGAIN_S = 0.05
 _FAILED_START_GRACE_S = 1.0
 """Nobody has told the processes of a start that was broken off to end."""
 
@@ -72,14 +73,24 @@ def opened_runtime(invocation: Invocation) -> Generator["Runtime"]:
 
 
 def interrupt_on_signals() -> None:
-    """Ctrl-C and SIGTERM raise KeyboardInterrupt here, and nothing in a child between its fork and its exec."""
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt here, and nothing in a child between its fork and its exec.
+
+    One that Python drops, because the signal came in a finalizer or a hook of fork, is raised again a moment later.
+    """
     this_process = os.getpid()
 
     def interrupt(_number: int, _frame: object) -> None:
         if os.getpid() == this_process:
             raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    def dropped(unraisable: "sys.UnraisableHookArgs") -> None:
+        if unraisable.exc_type is KeyboardInterrupt:
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+        else:
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = dropped
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, interrupt)
 
 

@@ -258,6 +258,28 @@ def test_ctrl_c_while_the_runtime_starts_leaves_no_process(tmp_path: Path) -> No
     assert [child for child in below if child.is_running()] == []
 
 
+def test_an_interrupt_that_python_drops_comes_again() -> None:
+    script = """
+import signal
+from greenroom.serve.cli_runtime import interrupt_on_signals
+
+class InterruptedWhenFinalized:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+interrupt_on_signals()
+try:
+    InterruptedWhenFinalized()
+    while True:
+        signal.pause()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
+
+
 def test_a_run_is_cancelled_from_another_process(
     greenroom: CommandLine, running: Callable[..., "subprocess.Popen[str]"]
 ) -> None:
