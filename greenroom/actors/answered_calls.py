@@ -1,4 +1,4 @@
-"""What a session has answered: so that a call or a key that comes again gets the first answer."""
+"""What a session has answered: so that what comes again gets the first answer."""
 
 from collections import OrderedDict
 from typing import Generic, TypeVar
@@ -11,18 +11,18 @@ class AnsweredCalls(Generic[AnswerT]):
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
-        self._answers: OrderedDict[str, AnswerT] = OrderedDict()
+        self._answers: OrderedDict[str | bytes, AnswerT] = OrderedDict()
 
     def __contains__(self, key: object) -> bool:
         return key in self._answers
 
-    def __getitem__(self, key: str) -> AnswerT:
+    def __getitem__(self, key: str | bytes) -> AnswerT:
         return self._answers[key]
 
-    def get(self, key: str) -> AnswerT | None:
+    def get(self, key: str | bytes) -> AnswerT | None:
         return self._answers.get(key)
 
-    def keep(self, key: str, answer: AnswerT) -> None:
+    def keep(self, key: str | bytes, answer: AnswerT) -> None:
         """Remember the answer."""
         self._answers[key] = answer
         if len(self._answers) > self._bound:

@@ -171,22 +171,25 @@ class LiveSession:
         self, inputs: Sequence[object], options: object, idempotency_keys: Sequence[str | None], call_id: str
     ) -> list[str]:
         """Queue runs, all or none; returns their ids once they are durable."""
+        parsed = self._submissions.options(options)
         if self._submissions.answer(call_id) is None:
             await self._log.require_room()
-            steers = self._wants_steering(options)
+            steers = parsed.busy is Busy.STEER
             await self._submissions.look_up(idempotency_keys, steering=steers)
             if steers:
-                steered = await self._steer_instead(inputs, options, idempotency_keys, call_id)
+                steered = await self._steer_instead(inputs, idempotency_keys, call_id)
                 if steered is not None:
                     return steered
         # Nothing waits from here to the append: what came in during the lookups is seen.
         run_ids = self._submissions.answer(call_id)
         if run_ids is None:
-            run_ids = self._take(inputs, options, idempotency_keys, call_id)
+            run_ids = self._take(inputs, parsed, idempotency_keys, call_id)
             self._submissions.keep_answer(call_id, run_ids)
         return await self._queued(run_ids)
 
-    def _take(self, inputs: Sequence[object], options: object, keys: Sequence[str | None], call_id: str) -> list[str]:
+    def _take(
+        self, inputs: Sequence[object], options: RunOptions, keys: Sequence[str | None], call_id: str
+    ) -> list[str]:
         """Queue what has no key or a new one; the run ids of all, a key that comes twice among them once."""
         known = self._submissions.known(keys)
         wanted = new_among(keys, known)
@@ -197,22 +200,21 @@ class LiveSession:
             self._enqueue(added, [keys[index] for index in new], call_id)
         return run_ids_of(keys, known, wanted, added)
 
-    def _admit(self, inputs: Sequence[object], options: object) -> list[LiveRun]:
+    def _admit(self, inputs: Sequence[object], options: RunOptions) -> list[LiveRun]:
         """Everything that can refuse a submit; changes nothing."""
         self._refuse_unless_open()
-        parsed = self._submissions.options(options)
-        provider = parsed.provider or self.session.provider
-        self.providers.check(provider, parsed.provider_options, field="options.provider_options")
+        provider = options.provider or self.session.provider
+        self.providers.check(provider, options.provider_options, field="options.provider_options")
         if self._shared and not self.providers.runs_in_process(provider):
             raise NeedsOwnServer
         messages = [parse_input(given, max_bytes=self._max_input_bytes) for given in inputs]
-        if parsed.busy is Busy.REJECT and not self.queue.has_free_slot:
+        if options.busy is Busy.REJECT and not self.queue.has_free_slot:
             raise QueueFull(
                 "No slot is free and busy='reject' was asked for; nothing was kept.",
                 details={"in_flight": len(self.queue.running)},
             )
-        self.queue.admit(len(messages) - self._interruptible(parsed, len(messages)))
-        return [self._new_run(message, parsed, provider, index) for index, message in enumerate(messages, start=1)]
+        self.queue.admit(len(messages) - self._interruptible(options, len(messages)))
+        return [self._new_run(message, options, provider, index) for index, message in enumerate(messages, start=1)]
 
     def _interruptible(self, options: RunOptions, count: int) -> int:
         """How many runs have to go for so many new ones."""
@@ -220,11 +222,8 @@ class LiveSession:
             return 0
         return min(count, len(self.queue.running))
 
-    def _wants_steering(self, options: object) -> bool:
-        return self._submissions.options(options).busy is Busy.STEER
-
     async def _steer_instead(
-        self, inputs: Sequence[object], options: object, keys: Sequence[str | None], call_id: str
+        self, inputs: Sequence[object], keys: Sequence[str | None], call_id: str
     ) -> list[str] | None:
         """Hand inputs that would have to wait to the run that has been under way longest; None if they need not."""
         self._refuse_unless_open()

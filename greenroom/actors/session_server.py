@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import importlib
 import os
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -15,6 +14,7 @@ import ray
 from ..adapters.clock import id_factory, now_us
 from ..adapters.json_safety import require_json_safe
 from ..adapters.logs import get_logger, log_to_stderr
+from ..adapters.run_option_parsing import load_parser
 from ..domain.errors import (
     CapabilityNotSupported,
     GreenroomError,
@@ -249,7 +249,7 @@ class SessionServer:
         if not at_once:
             await asyncio.sleep(_LOOK_AROUND_AFTER_S)
         await asyncio.to_thread(_end_orphans)
-        await asyncio.to_thread(importlib.import_module, "greenroom.adapters.option_parsing")
+        await asyncio.to_thread(load_parser)
 
     async def _send_idle_away(self) -> None:
         idle_after_s: float = self._settings["idle_after_s"]

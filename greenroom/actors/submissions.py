@@ -1,7 +1,8 @@
 """What was submitted to a live session: options parsed once, and the first answer for what comes again."""
 
-import json
 from collections.abc import Sequence
+
+import msgpack
 
 from ..adapters.json_safety import require_json_safe
 from ..adapters.run_option_parsing import parse_run_options
@@ -82,8 +83,8 @@ class Submissions:
         """The run's options; the same object for the same options, since parsing them costs as much as a short run."""
         defaults = self._session.run_defaults
         try:
-            key = json.dumps(given, sort_keys=True)
-        except (TypeError, ValueError, RecursionError):  # a RunOptions, or what parsing will refuse
+            key: bytes = msgpack.packb(given)
+        except (TypeError, ValueError, OverflowError):  # a RunOptions, or what parsing will refuse
             return parse_run_options(defaults, given)  # pyright: ignore[reportArgumentType]  checked there
         parsed = self._options.get(key)
         if parsed is None:

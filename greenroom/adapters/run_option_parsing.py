@@ -9,6 +9,11 @@ from ..domain.tool_policy import parse_policy
 from .json_safety import require_json_safe
 
 
+def load_parser() -> None:
+    """Load and build what the first options of a process need (50 ms), so that no run has to."""
+    parse_run_options({}, {"metadata": {}})
+
+
 def parse_run_options(
     defaults: Mapping[str, Any], given: Mapping[str, Any] | RunOptions | None, *, field: str = "options"
 ) -> RunOptions:
