@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from ..domain.approval import APPROVAL_TYPES, DECISION_EVENTS, Approval, Decision, fold_approvals
+from ..domain.approval import APPROVAL_TYPES, BY_GREENROOM, DECISION_EVENTS, Approval, Decision, fold_approvals
 from ..domain.errors import InvalidOperation, NotFound
 from ..domain.event import EventType, NewEvent
 from ..domain.event_log import EventQuery
@@ -12,7 +12,6 @@ from .live_run import LiveRun
 from .session_writer import SessionWriter
 
 EXPIRED = "expired"
-BY_GREENROOM = "greenroom"
 _PAGE = 1_000
 
 

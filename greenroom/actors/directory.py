@@ -14,15 +14,15 @@ from ..adapters.clock import id_factory, now_us
 from ..adapters.logs import get_logger, log_to_stderr
 from ..domain.errors import GreenroomError, InvalidOperation, SessionDraining, ValidationError
 from ..domain.identifiers import SESSION_ID
-from ..domain.placement import Placement
+from ..domain.placement import Placement, SessionGroup, SessionLimits
 from ..domain.provider import ProviderDeclaration
-from ..domain.session import SessionSpec
+from ..domain.session import TENANT, Session, SessionSpec
 from .actor_states import actor_is_dead, actor_table, named_actors
 from .address import SESSION_SERVER_PREFIX, RuntimeAddress
 from .ray_errors import raise_bare
 from .server_launcher import RayLauncher, held_by
 from .server_pool import ServerPool, Started
-from .standing import Standing
+from .standing import HeldSession, Standing
 from .store_shards import StoreShards
 
 if TYPE_CHECKING:  # whoever is given a handle of this actor loads this module with it, and pydantic takes 60 ms
@@ -65,8 +65,9 @@ class Directory:
             sessions_per_server=settings["sessions_per_actor"],
             max_servers=settings["max_live_actors"],
             warm_servers=settings["warm_pool"],
-            max_sessions=settings["max_live_sessions"],
+            max_sessions=settings["session_limits"].total,
         )
+        self._limits: SessionLimits = settings["session_limits"]
         launcher = RayLauncher(
             address,
             arguments=lambda: (self._stores, self._self, self._settings),
@@ -113,7 +114,7 @@ class Directory:
         await asyncio.gather(*(self._tell_settings(actor) for actor in self._pool.actors()))
 
     async def _tell_settings(self, actor: Any) -> None:
-        """Who changed them may rely on it, but for a server that is dead or frozen: that one hears it when it is back."""
+        """Who changed them may rely on it, but for a server that is dead or frozen: that one hears of them later."""
         with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
             async with asyncio.timeout(TELL_S):
                 await actor.change_settings.remote(self._settings)
@@ -217,9 +218,22 @@ class Directory:
         if name is None and self._silent and not is_new:
             owner: str | None = await self._stores.ask(session_id, "owner")
             if owner in self._silent and owner in self._placement:
-                self._placement.put(session_id, owner)
+                self._placement.put(session_id, owner, groups=await self._groups(session_id, None))
                 return owner
         return name
+
+    async def _groups(self, session_id: str, spec: SessionSpec | None) -> tuple[SessionGroup, ...]:
+        """The limited groups that the session belongs to; the store is asked only where there are such limits."""
+        if not self._limits.has_groups:
+            return ()
+        session: Session | None = await self._stores.ask(session_id, "find_session")
+        if session is not None:
+            return self._limits.groups(provider=session.provider, tenant=session.tenant)
+        if spec is None:
+            return ()
+        return self._limits.groups(
+            provider=spec.provider or self._settings["default_provider"], tenant=spec.metadata.get(TENANT)
+        )
 
     async def _prepare(self, session_id: str, spec: SessionSpec | None, tools: bytes | None, *, is_new: bool) -> None:
         """What must hold before a session is given a server."""
@@ -234,8 +248,11 @@ class Directory:
         self, session_id: str, spec: SessionSpec | None, idempotency_key: str | None, *, alone: bool
     ) -> str:
         """Have a server take the session over; one that dies on the way is replaced by another."""
+        groups = await self._groups(session_id, spec)
         while True:
-            name = self._placement.server_of(session_id) or await self._pool.claim(session_id, alone=alone)
+            name = self._placement.server_of(session_id)
+            if name is None:
+                name = await self._pool.claim(session_id, alone=alone, groups=groups)
             try:
                 answer: dict[str, Any] = await self._pool.actor(name).bind.remote(
                     session_id, spec, idempotency_key, self._placement.is_shared(name)
@@ -294,12 +311,15 @@ class Directory:
     async def _actor_of(self, name: str) -> Any:
         return await asyncio.to_thread(ray.get_actor, name, self._address.namespace)
 
-    def _join(self, server: Started, sessions: Mapping[str, int]) -> None:
+    def _join(self, server: Started, sessions: Mapping[str, HeldSession]) -> None:
         self._pool.join(server)
-        for session_id, epoch in sessions.items():
-            if epoch > self._epochs.get(session_id, 0):  # else it is somebody else's by now, and this one's writes fail
-                self._placement.put(session_id, server.name)
-                self._epochs[session_id] = epoch
+        for session_id, held in sessions.items():
+            if held.epoch > self._epochs.get(
+                session_id, 0
+            ):  # else somebody else has it, and what this one writes fails
+                groups = self._limits.groups(provider=held.provider, tenant=held.tenant)
+                self._placement.put(session_id, server.name, groups=groups)
+                self._epochs[session_id] = held.epoch
 
     def _server_lost(self, name: str, sessions: frozenset[str]) -> None:
         for session_id in sessions:

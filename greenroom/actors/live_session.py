@@ -15,7 +15,7 @@ from typing import Any
 
 from ..adapters.json_safety import require_json_safe
 from ..adapters.providers.tool_calls import tool_call_abandoned
-from ..domain.approval import parse_decision
+from ..domain.approval import BY_CALLER, parse_decider, parse_decision
 from ..domain.errors import (
     GreenroomError,
     InvalidOperation,
@@ -505,11 +505,15 @@ class LiveSession:
             raise not_under_way(run_id)
         return await self._steering.steer(run, message, call_id, key)
 
-    async def decide_approval(self, approval_id: str, decision: object, reason: str | None, call_id: str) -> None:
+    async def decide_approval(
+        self, approval_id: str, decision: object, reason: str | None, call_id: str, by: object = BY_CALLER
+    ) -> None:
         """Let a waiting tool call run, or not. NotFound; InvalidOperation when it was settled before."""
         self._check_here()
         require_json_safe(reason, field="reason")
-        await self._approvals.decide(approval_id, parse_decision(decision), by="caller", reason=reason, call_id=call_id)
+        await self._approvals.decide(
+            approval_id, parse_decision(decision), by=parse_decider(by), reason=reason, call_id=call_id
+        )
 
     # The queue as a whole
 

@@ -22,6 +22,7 @@ from ..adapters.option_parsing import parse_options
 from ..adapters.providers.registry import BUILT_IN_DECLARATIONS
 from ..adapters.query_rows import DEFAULT_QUERY_LIMIT, unpack_rows
 from ..adapters.run_option_parsing import parse_run_options
+from ..domain.approval import BY_CALLER
 from ..domain.errors import (
     GreenroomError,
     NotFound,
@@ -439,18 +440,24 @@ class Runtime:
         """See apending_approvals."""
         return self._wait(self.apending_approvals())
 
-    async def adecide_approval(self, approval_id: str, decision: str, reason: str | None = None) -> None:
-        """`approve` or `deny` a waiting tool call, whatever session it is in. NotFound; InvalidOperation when it was
-        settled before, by somebody or by its time."""
+    async def adecide_approval(
+        self, approval_id: str, decision: str, reason: str | None = None, *, by: str = BY_CALLER
+    ) -> None:
+        """`approve` or `deny` a waiting tool call, whatever session it is in; `by` is who the log says decided.
+
+        NotFound; InvalidOperation when it was settled before, by somebody or by its time.
+        """
         rows = await self.aquery(_SESSION_OF_APPROVAL, [approval_id], limit=1)
         if not rows:
             raise NotFound(f"There is no approval {approval_id}.", details={"approval_id": approval_id})
         session = SessionHandle(rows[0]["session_id"], self._address)
-        await self._ask(session.decide_approval.remote(approval_id, decision, reason))
+        await self._ask(session.decide_approval.remote(approval_id, decision, reason, by))
 
-    def decide_approval(self, approval_id: str, decision: str, reason: str | None = None) -> None:
+    def decide_approval(
+        self, approval_id: str, decision: str, reason: str | None = None, *, by: str = BY_CALLER
+    ) -> None:
         """See adecide_approval."""
-        self._wait(self.adecide_approval(approval_id, decision, reason))
+        self._wait(self.adecide_approval(approval_id, decision, reason, by=by))
 
     async def adrain(self, timeout_s: float, *, node_id: str | None = None) -> bool:
         """Get ready to stop: refuse new sessions and runs (`session_draining`), wait for those there are, and let all

@@ -1,15 +1,15 @@
 """The session servers there are: kept warm, handed to sessions, given back, and missed when they fall silent."""
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from ..adapters.logs import get_logger
 from ..domain.errors import GreenroomError, MaxSessionsExceeded
-from ..domain.placement import Placement
+from ..domain.placement import Placement, SessionGroup
 from .standing import IdleSession
+from .waiting_line import Groups, Waiting, WaitingLine
 
 _log = get_logger(__name__)
 
@@ -44,7 +44,7 @@ class Launcher(Protocol):
         ...
 
     async def idle_sessions(self, actor: Any) -> list[IdleSession]:
-        """Its idle sessions; a server that has none tells when it has one."""
+        """Its idle sessions; it tells when it has another one."""
         ...
 
     async def hibernate(self, actor: Any, session_id: str) -> None:
@@ -60,18 +60,12 @@ class Launcher(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Waiting:
-    session_id: str
-    alone: bool
-    placed: "asyncio.Future[None]"
-
-
 class ServerPool:
     """Belongs to one event loop.
 
-    A session that finds no server waits in line; first come, first served. While there is a line and no more servers
-    may be started, sessions that have nothing to do are asked to leave theirs, the longest idle first.
+    A session that finds no server waits in line; first come, first served, but that those whose group is full hold up
+    nobody else. While there is a line and no more servers may be started, sessions that have nothing to do are asked to
+    leave theirs, the longest idle first.
     """
 
     def __init__(
@@ -90,7 +84,7 @@ class ServerPool:
         self._loop = asyncio.get_running_loop()
         self._actors: dict[str, Any] = {}
         self._heard: dict[str, float] = {}
-        self._line: deque[_Waiting] = deque()
+        self._line = WaitingLine()
         self._starting = 0
         self._relieving = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -164,20 +158,16 @@ class ServerPool:
 
     # Sessions
 
-    async def claim(self, session_id: str, *, alone: bool) -> str:
+    async def claim(self, session_id: str, *, alone: bool, groups: Groups = ()) -> str:
         """A server for the session, which has it from then on. MaxSessionsExceeded when too many wait already."""
-        if not self._line and (name := self.placement.choose(alone=alone)) is not None:
-            self.placement.put(session_id, name, alone=alone)
-            self._grow()
-            return name
         if len(self._line) >= MAX_WAITING:
             raise MaxSessionsExceeded(
                 f"{len(self._line)} sessions wait for a place already; try again later.",
                 details={"waiting": len(self._line), "retry_after_s": _RETRY_AFTER_S},
             )
-        waiting = _Waiting(session_id, alone, self._loop.create_future())
-        self._line.append(waiting)
-        self._grow()
+        waiting = Waiting(session_id, alone, groups, self._loop.create_future())
+        self._line.add(waiting)
+        self._hand_out()
         self.relieve()
         try:
             await waiting.placed
@@ -188,7 +178,7 @@ class ServerPool:
                 self.release(session_id)
             raise
         name = self.placement.server_of(session_id)
-        return name if name is not None else await self.claim(session_id, alone=alone)
+        return name if name is not None else await self.claim(session_id, alone=alone, groups=groups)
 
     def release(self, session_id: str) -> None:
         """The session is on no server any more."""
@@ -196,19 +186,27 @@ class ServerPool:
         self._hand_out()
 
     def _hand_out(self) -> None:
-        while self._line:
-            first = self._line[0]
-            if not first.placed.done():
-                name = self.placement.choose(alone=first.alone)
+        while (waiting := self._next()) is not None:
+            if not waiting.placed.done():
+                name = self.placement.choose(alone=waiting.alone)
                 if name is None:
                     break
-                self.placement.put(first.session_id, name, alone=first.alone)
-                first.placed.set_result(None)
-            self._line.popleft()
+                self.placement.put(waiting.session_id, name, alone=waiting.alone, groups=waiting.groups)
+                waiting.placed.set_result(None)
+            self._line.remove(waiting)
         self._grow()
 
+    def _next(self) -> Waiting | None:
+        """The first in line whose groups are not full."""
+        return next((one for one in self._line.heads() if not self.placement.full_groups(one.groups)), None)
+
+    def _want_servers(self) -> int:
+        """How many in line wait for a server, and not for their group."""
+        counts = self._line.counts()
+        return sum(count for groups, count in counts.items() if not self.placement.full_groups(groups))
+
     def _grow(self) -> None:
-        count = self.placement.to_start(waiting=len(self._line), starting=self._starting)
+        count = self.placement.to_start(waiting=self._want_servers(), starting=self._starting)
         for _ in range(min(count, MAX_STARTING - self._starting)):
             self._starting += 1
             self._own(self._start())
@@ -219,8 +217,11 @@ class ServerPool:
         except GreenroomError as exc:
             self._starting -= 1
             _log.exception("server_not_started")
-            if self._line and not self._line[0].placed.done():  # its caller is told; the next one tries again
-                self._line.popleft().placed.set_exception(exc)
+            waiting = self._next()
+            if waiting is not None:  # its caller is told; the next one tries again
+                self._line.remove(waiting)
+                if not waiting.placed.done():
+                    waiting.placed.set_exception(exc)
         else:
             self._starting -= 1
             self.join(started)
@@ -229,8 +230,7 @@ class ServerPool:
 
     def relieve(self) -> None:
         """Ask idle sessions to leave, if somebody waits and nothing else helps."""
-        full = self.placement.to_start(waiting=len(self._line), starting=self._starting) == 0 and not self._starting
-        if self._line and full and not self._relieving:
+        if self._line and not self._relieving and self._wanted_places():
             self._relieving = True
             self._own(self._relieve())
 
@@ -241,10 +241,31 @@ class ServerPool:
             idle = sorted(
                 (one.idle_s, one.session_id, name) for name, answer in zip(busy, answers, strict=True) for one in answer
             )
-            leaving = idle[-len(self._line) :] if self._line else []
-            await asyncio.gather(*(self._let_leave(name, session_id) for _, session_id, name in reversed(leaving)))
+            leaving = self._chosen_to_leave([(session_id, name) for _, session_id, name in reversed(idle)])
+            await asyncio.gather(*(self._let_leave(name, session_id) for session_id, name in leaving))
         finally:
             self._relieving = False
+
+    def _wanted_places(self) -> Counter[SessionGroup | None]:
+        """How many sessions must leave before those in line have their places: of full groups, and (None) of any."""
+        wanted: Counter[SessionGroup | None] = Counter()
+        for groups, count in self._line.counts().items():
+            wanted.update(dict.fromkeys(self.placement.full_groups(groups), count))
+        starting = self._starting or self.placement.to_start(waiting=self._want_servers(), starting=0)
+        if not starting and (waiting := self._want_servers()):
+            wanted[None] = waiting
+        return wanted
+
+    def _chosen_to_leave(self, idle: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Of idle sessions and their servers, the longest idle first, those that give somebody in line a place."""
+        wanted = self._wanted_places()
+        leaving: list[tuple[str, str]] = []
+        for session_id, name in idle:
+            helps = [group for group in (*self.placement.groups_of(session_id), None) if wanted[group] > 0]
+            if helps:
+                leaving.append((session_id, name))
+                wanted.subtract(helps)
+        return leaving
 
     async def _ask_idle(self, actor: Any) -> list[IdleSession]:
         return await self._asked(self._launcher.idle_sessions(actor)) or []

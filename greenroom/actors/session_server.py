@@ -15,6 +15,7 @@ from ..adapters.clock import id_factory, now_us
 from ..adapters.json_safety import require_json_safe
 from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.run_option_parsing import load_parser
+from ..domain.approval import BY_CALLER
 from ..domain.errors import (
     CapabilityNotSupported,
     GreenroomError,
@@ -33,7 +34,7 @@ from .activation import activate
 from .live_session import LiveSession, NeedsOwnServer
 from .provider_set import ProviderSet
 from .ray_errors import raise_bare
-from .standing import IdleSession, Standing
+from .standing import HeldSession, IdleSession, Standing
 from .store_shards import StoreShards
 
 if TYPE_CHECKING:
@@ -115,18 +116,21 @@ class SessionServer:
 
     async def held(self) -> dict[str, Any]:
         """What it has, for a Directory that has just been started."""
-        sessions = {session_id: live.epoch for session_id, live in self._live.items()}
+        sessions = {
+            session_id: HeldSession(live.epoch, live.session.provider, live.session.tenant)
+            for session_id, live in self._live.items()
+        }
         return {"node_id": await self.hello(), "sessions": sessions}
 
     async def idle_sessions(self) -> list[IdleSession]:
-        """Sessions that have nothing to do. If there are none, the Directory is told of the next one."""
+        """Sessions that have nothing to do. The Directory is told of the next one."""
         now = self._loop_time()
         idle = [
             IdleSession(now - live.idle_since, session_id)
             for session_id, live in self._live.items()
             if live.idle_since is not None
         ]
-        self._tells_idle = not idle
+        self._tells_idle = True
         return idle
 
     async def hibernate(self, session_id: str) -> bool:
@@ -394,12 +398,18 @@ class SessionServer:
         await self._serve(session_id, lambda live: live.resume(call_id), "resume", call_id)
 
     async def decide_approval(
-        self, session_id: str, call_id: str, approval_id: str, decision: str, reason: str | None = None
+        self,
+        session_id: str,
+        call_id: str,
+        approval_id: str,
+        decision: str,
+        reason: str | None = None,
+        by: str = BY_CALLER,
     ) -> None:
         async def call(live: LiveSession) -> None:
-            await live.decide_approval(approval_id, decision, reason, call_id)
+            await live.decide_approval(approval_id, decision, reason, call_id, by)
 
-        await self._serve(session_id, call, "decide_approval", call_id, approval_id, decision, reason)
+        await self._serve(session_id, call, "decide_approval", call_id, approval_id, decision, reason, by)
 
     async def transcript(
         self, session_id: str, call_id: str, max_messages: int | None = None, max_tokens: int | None = None

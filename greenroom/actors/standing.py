@@ -11,6 +11,14 @@ class IdleSession(NamedTuple):
     session_id: str
 
 
+class HeldSession(NamedTuple):
+    """A session that a server has."""
+
+    epoch: int
+    provider: str
+    tenant: str | None
+
+
 class Standing(StrEnum):
     """The answer to a renewal."""
 

@@ -210,7 +210,7 @@ def _server_settings(settings: Settings) -> dict[str, Any]:
         "warm_pool": settings.warm_pool,
         "idle_after_s": settings.idle_after_s,
         "max_live_actors": settings.max_live_actors or _fitting_servers(settings.warm_pool),
-        "max_live_sessions": settings.max_live_sessions,
+        "session_limits": settings.session_limits(),
         "sessions_per_actor": settings.sessions_per_actor,
         "lease_s": settings.lease_s,
         "approval_expires_s": settings.approval_expires_s,

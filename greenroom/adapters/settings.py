@@ -3,12 +3,13 @@
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError as PydanticError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from ..domain.errors import ValidationError
+from ..domain.placement import SessionLimits
 from ..domain.provider import ProviderDeclaration
 from ..domain.run_input import MAX_INPUT_BYTES
 from ..domain.sharding import MAX_SHARDS
@@ -18,6 +19,8 @@ from .providers.registry import declaration
 from .store_options import MEBIBYTE, StoreOptions
 
 _STORE = StoreOptions()
+
+AtLeastOne = Annotated[int, Field(ge=1)]
 
 CONFIG_FILE = "greenroom.toml"
 
@@ -29,10 +32,14 @@ class Limits(BaseModel):
 
     max_input_bytes: int = Field(default=MAX_INPUT_BYTES, ge=1)
     """Largest input of one run, in bytes."""
-    running_runs_per_provider: dict[str, int] = Field(default_factory=dict[str, int])
+    running_runs_per_provider: dict[str, AtLeastOne] = Field(default_factory=dict[str, AtLeastOne])
     """Runs under way at once on a provider, by its name."""
     running_runs_per_tenant: int | None = Field(default=None, ge=1)
     """Runs under way at once for each tenant."""
+    live_sessions_per_provider: dict[str, AtLeastOne] = Field(default_factory=dict[str, AtLeastOne])
+    """Sessions on servers at once whose default provider this is, by its name; others wait in line."""
+    live_sessions_per_tenant: int | None = Field(default=None, ge=1)
+    """Sessions on servers at once of each tenant; others wait in line."""
 
 
 class RetentionSettings(BaseModel):
@@ -129,6 +136,14 @@ class Settings(BaseSettings):
             total=self.max_running_runs,
             per_provider=self.limits.running_runs_per_provider,
             per_tenant=self.limits.running_runs_per_tenant,
+        )
+
+    def session_limits(self) -> SessionLimits:
+        """How many sessions may be on servers at once."""
+        return SessionLimits(
+            total=self.max_live_sessions,
+            per_provider=self.limits.live_sessions_per_provider,
+            per_tenant=self.limits.live_sessions_per_tenant,
         )
 
     @property

@@ -9,6 +9,14 @@ from typing import Any
 from .errors import ValidationError
 from .event import Event, EventType, from_microseconds, to_microseconds
 
+BY_CALLER = "caller"
+"""Who decided, where the caller does not say."""
+
+BY_GREENROOM = "greenroom"
+"""Who decided, when it was time or the end of the run."""
+
+MAX_DECIDER = 200
+
 
 class Decision(StrEnum):
     """What a person says."""
@@ -22,6 +30,21 @@ def parse_decision(given: object) -> Decision:
     if given not in {"approve", "deny"}:
         raise ValidationError(f"decision is {given!r}; it must be 'approve' or 'deny'.", details={"field": "decision"})
     return Decision(str(given))
+
+
+def parse_decider(given: object) -> str:
+    """The name of who decides, for the log. ValidationError for what is no name, and for the runtime's own."""
+    if (
+        not isinstance(given, str)
+        or not 0 < len(given) <= MAX_DECIDER
+        or not given.isprintable()
+        or given == BY_GREENROOM
+    ):
+        raise ValidationError(
+            f"by must be the name of who decides: up to {MAX_DECIDER} printable characters, and not {BY_GREENROOM!r}.",
+            details={"field": "by"},
+        )
+    return given
 
 
 def call_key(tool_name: str, arguments: object) -> str:

@@ -2,7 +2,39 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class SessionGroup(NamedTuple):
+    """Sessions of which only so many may be on servers at once."""
+
+    kind: str
+    name: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionLimits:
+    """How many sessions may be on servers at once; None: any number."""
+
+    total: int | None = None
+    per_provider: Mapping[str, int] = field(default_factory=dict[str, int])
+    per_tenant: int | None = None
+
+    @property
+    def has_groups(self) -> bool:
+        return bool(self.per_provider) or self.per_tenant is not None
+
+    def groups(self, *, provider: str, tenant: str | None) -> tuple[SessionGroup, ...]:
+        """The limited groups that a session with this default provider and this tenant belongs to."""
+        found: list[SessionGroup] = []
+        if provider in self.per_provider:
+            found.append(SessionGroup("provider", provider, self.per_provider[provider]))
+        if tenant is not None and self.per_tenant is not None:
+            found.append(SessionGroup("tenant", tenant, self.per_tenant))
+        return tuple(found)
 
 
 @dataclass(slots=True)
@@ -21,8 +53,8 @@ class Placement:
     """Servers and the sessions that they have. Times are seconds of any clock that does not go back.
 
     A server takes up to `sessions_per_server` sessions, or one that must be alone. There are never more than
-    `max_servers`, and never more than `max_sessions` on them; `warm_servers` empty ones are kept for sessions to come,
-    as far as that allows. Servers on a closed node take no more sessions.
+    `max_servers`, and never more than `max_sessions` on them, nor more of a group than its limit; `warm_servers` empty
+    ones are kept for sessions to come, as far as that allows. Servers on a closed node take no more sessions.
     """
 
     def __init__(
@@ -35,6 +67,8 @@ class Placement:
         self.warm_servers = warm_servers
         self._servers: dict[str, PlacedServer] = {}
         self._places: dict[str, PlacedServer] = {}
+        self._groups: dict[str, tuple[SessionGroup, ...]] = {}
+        self._in_group: Counter[SessionGroup] = Counter()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,8 +111,16 @@ class Placement:
         if server is None:
             return frozenset()
         for session_id in server.sessions:
-            del self._places[session_id]
+            self._forget(session_id)
         return frozenset(server.sessions)
+
+    def full_groups(self, groups: tuple[SessionGroup, ...]) -> frozenset[SessionGroup]:
+        """Those of the groups that can have no more sessions."""
+        return frozenset(group for group in groups if self._in_group[group] >= group.limit)
+
+    def groups_of(self, session_id: str) -> tuple[SessionGroup, ...]:
+        """The groups that the session was put with."""
+        return self._groups.get(session_id, ())
 
     def choose(self, *, alone: bool) -> str | None:
         """A server that can take one more session: the fullest, so that others stay empty; on the idlest node."""
@@ -100,7 +142,7 @@ class Placement:
             return not server.sessions
         return len(server.sessions) < self.sessions_per_server
 
-    def put(self, session_id: str, name: str, *, alone: bool = False) -> None:
+    def put(self, session_id: str, name: str, *, alone: bool = False, groups: tuple[SessionGroup, ...] = ()) -> None:
         """The server has the session now; what had it before has not."""
         if session_id in self._places:
             self._leave(session_id)
@@ -108,6 +150,8 @@ class Placement:
         server.is_alone = alone or (server.is_alone and bool(server.sessions))
         server.sessions.add(session_id)
         self._places[session_id] = server
+        self._groups[session_id] = groups
+        self._in_group.update(groups)
 
     def take(self, session_id: str, *, now: float) -> str | None:
         """The session has left; returns the server that it was on."""
@@ -119,11 +163,18 @@ class Placement:
         return server.name
 
     def _leave(self, session_id: str) -> PlacedServer:
-        server = self._places.pop(session_id)
+        server = self._forget(session_id)
         server.sessions.remove(session_id)
         if not server.sessions:
             server.is_alone = False
         return server
+
+    def _forget(self, session_id: str) -> PlacedServer:
+        for group in self._groups.pop(session_id):
+            self._in_group[group] -= 1
+            if not self._in_group[group]:
+                del self._in_group[group]  # there may be any number of tenants
+        return self._places.pop(session_id)
 
     def to_start(self, *, waiting: int, starting: int) -> int:
         """How many servers more should be started, when so many sessions wait and so many servers are starting."""

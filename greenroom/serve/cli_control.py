@@ -1,12 +1,14 @@
 """The commands that steer what goes on: `steer`, `pause`, `resume`, `approvals`, `approve`, `deny`."""
 
 import asyncio
+import getpass
 import sys
 from typing import Annotated, Any
 
 import typer
 
 from ..adapters.rendering.event_text import as_json, one_line
+from ..domain.approval import BY_CALLER
 from .cli_errors import OK
 from .cli_options import DataDir, Debug, invocation_of
 from .cli_runs import RunId
@@ -95,9 +97,16 @@ def deny(
 
 def _decide(context: typer.Context, approval_id: str, decision: str, reason: str | None, done: str) -> int:
     with opened_runtime(invocation_of(context)) as runtime:
-        runtime.decide_approval(approval_id, decision, reason)
+        runtime.decide_approval(approval_id, decision, reason, by=_this_user())
     sys.stdout.write(f"{approval_id} {done}\n")
     return OK
+
+
+def _this_user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a number that has no name here, as in many containers
+        return BY_CALLER
 
 
 async def _answer(answer: Any) -> Any:

@@ -1,5 +1,6 @@
 """The command line as a user has it: processes, pipes, signals, exit codes."""
 
+import getpass
 import json
 import os
 import signal
@@ -275,7 +276,9 @@ try:
 except KeyboardInterrupt:
     print("interrupted")
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
 
     assert (done.stdout, done.stderr) == ("interrupted\n", "")
 
@@ -548,6 +551,8 @@ def test_a_tool_call_is_approved_and_denied_from_the_command_line(greenroom: Com
         process.communicate()
 
     assert (approved.returncode, approved.stdout) == (0, f"{first} approved\n")
+    who = greenroom.run("query", "--format", "jsonl", "SELECT data FROM events WHERE type = 'tool_approval_granted'")
+    assert f'"by": "{getpass.getuser()}"' in json.loads(who.stdout)["data"].replace('":"', '": "')
     assert late.returncode == 1
     assert_one_error(late.stderr, "invalid_operation")
     assert (denied.returncode, denied.stdout) == (0, f"{second} denied\n")

@@ -184,6 +184,39 @@ def test_sessions_beyond_the_limit_wait_until_one_is_idle(cluster: str, tmp_path
     runtime.shutdown()
 
 
+def test_sessions_beyond_the_limit_of_their_tenant_or_provider_wait_and_hold_up_nobody_else(
+    cluster: str, tmp_path: Path
+) -> None:
+    limits = {"live_sessions_per_tenant": 1, "live_sessions_per_provider": {"shell": 1}}
+    runtime = greenroom.start(data_dir=tmp_path, warm_pool=1, idle_after_s=3600, limits=limits)
+    ada = runtime.open_session(metadata={"tenant": "ada"})
+    hanging = ray.get(ada.submit_run.remote("x", {"provider_options": {"hang": True}}))
+    shell = runtime.open_session(provider="shell")
+    sleeping = ray.get(shell.submit_run.remote("sleep 8642"))
+    waiting: dict[str, SessionHandle] = {}
+
+    def open_second(name: str, **options: Any) -> threading.Thread:
+        thread = threading.Thread(target=lambda: waiting.update({name: runtime.open_session(**options)}))
+        thread.start()
+        return thread
+
+    threads = [open_second("ada", metadata={"tenant": "ada"}), open_second("shell", provider="shell")]
+    assert "hello" == reply(runtime.open_session(metadata={"tenant": "bob"}))
+    pid = pid_of(runtime, "Directory")
+    os.kill(pid, signal.SIGKILL)  # it learns from the servers who counts where
+    assert "hello" == reply(runtime.open_session())
+    assert {} == waiting
+    ray.get(ada.cancel_run.remote(hanging))
+    ray.get(shell.cancel_run.remote(sleeping))
+    for thread in threads:
+        thread.join(60)
+
+    assert {"ada", "shell"} == set(waiting)
+    assert "hello" == reply(waiting["ada"])
+    assert is_asleep(runtime, ada) or is_asleep(runtime, waiting["ada"])
+    runtime.shutdown()
+
+
 def test_runs_beyond_the_limit_of_the_runtime_wait_and_the_urgent_go_first(cluster: str, tmp_path: Path) -> None:
     runtime = greenroom.start(data_dir=tmp_path, max_running_runs=1, warm_pool=1)
     sessions = [runtime.open_session() for _ in range(3)]

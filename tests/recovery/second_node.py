@@ -1,4 +1,4 @@
-"""A second Ray node on this machine, in a process of its own: `python -m tests.recovery.second_node ADDRESS`."""
+"""A second Ray node on this machine: `python -m tests.recovery.second_node ADDRESS [LABEL=VALUE]...`."""
 
 import sys
 import threading
@@ -20,6 +20,7 @@ def main() -> None:
         node_manager_port=0,
         min_worker_port=0,
         max_worker_port=0,
+        labels=dict(label.split("=") for label in sys.argv[2:]),
     )
     node = Node(parameters, head=False, shutdown_at_exit=False, spawn_reaper=False)
     sys.stdout.write(f"{node.unique_id}\n")

@@ -32,10 +32,10 @@ class SecondNode:
 
 
 @contextlib.contextmanager
-def second_node(address: str) -> Generator[SecondNode]:
+def second_node(address: str, *labels: str) -> Generator[SecondNode]:
     before = {node["NodeID"] for node in ray.nodes()}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.recovery.second_node", address], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tests.recovery.second_node", address, *labels], stdout=subprocess.PIPE, text=True
     )
     below: list[psutil.Process] = []
     try:
@@ -129,4 +129,14 @@ def test_a_node_that_is_drained_keeps_nothing_and_its_queues_go_on_elsewhere(clu
         assert second.node_id not in [node_of(runtime, one) for one in fresh]
         with pytest.raises(greenroom.InvalidOperation):
             runtime.drain(1, node_id="nowhere")
+        runtime.shutdown()
+
+
+@pytest.mark.timeout(300)
+def test_with_placement_labels_all_sessions_are_on_nodes_that_have_them(cluster: str, tmp_path: Path) -> None:
+    with second_node(cluster, "purpose=agents") as second:
+        runtime = greenroom.start(data_dir=tmp_path, warm_pool=1, placement_labels={"purpose": "in(agents, tools)"})
+        sessions = [runtime.open_session() for _ in range(3)]
+
+        assert {second.node_id} == {node_of(runtime, one) for one in sessions}
         runtime.shutdown()

@@ -320,13 +320,13 @@ async def test_promise_12_a_tool_runs_only_when_it_was_approved(world: World) ->
 
     approval = await waiting_approval(live)
     assert ([], "charge", {"amount": 3}) == (till.charged, approval["tool_name"], approval["input"])
-    await live.decide_approval(approval["id"], "approve", "fine", world.call())
+    await live.decide_approval(approval["id"], "approve", "fine", world.call(), "Ada")
     await live.await_run(run_id)
 
     assert ([3], []) == (till.charged, live.state().pending_approvals)
     events = await world.events(run_id)
     (granted,) = of_type(events, EventType.TOOL_APPROVAL_GRANTED)
-    assert ("fine", approval["id"]) == (granted.data["reason"], granted.data["approval_id"])
+    assert ("fine", "Ada", approval["id"]) == tuple(granted.data[name] for name in ("reason", "by", "approval_id"))
     (done,) = of_type(events, EventType.TOOL_CALL_COMPLETED)
     assert granted.seq < done.seq
 
@@ -386,6 +386,9 @@ async def test_what_is_no_approval_and_what_is_no_decision_are_refused(world: Wo
         await live.decide_approval("apr_none", "approve", None, world.call())
     with pytest.raises(ValidationError):
         await live.decide_approval(approval["id"], "perhaps", None, world.call())
+    for nobody in ("", "greenroom", "a\nb", 7, "x" * 201):
+        with pytest.raises(ValidationError):
+            await live.decide_approval(approval["id"], "approve", None, world.call(), nobody)
     assert 1 == len(live.state().pending_approvals)
 
 

@@ -2,7 +2,7 @@
 
 from hypothesis import given, strategies as st
 
-from greenroom.domain.placement import Placement
+from greenroom.domain.placement import Placement, SessionLimits
 
 NAMES = ("a", "b", "c", "d")
 
@@ -137,3 +137,28 @@ def test_no_server_ever_has_more_than_it_may(per_server: int, steps: list[tuple[
             assert all(placed.server_of(one) == server for one in sessions)
             if sessions & alone:
                 assert 1 == len(sessions)
+
+
+def test_a_group_has_no_more_sessions_than_its_limit_and_a_session_that_leaves_makes_room() -> None:
+    limits = SessionLimits(per_provider={"claude": 1}, per_tenant=2)
+    groups = limits.groups(provider="claude", tenant="ada")
+    placed = placement("a", "b")
+
+    assert not placed.full_groups(groups)
+    placed.put("s1", "a", groups=groups)
+    assert {"claude"} == {group.name for group in placed.full_groups(groups)}
+    assert not placed.full_groups(limits.groups(provider="scripted", tenant="ada"))
+    placed.put("s1", "b", groups=groups)  # it has moved, and counts once
+    placed.put("s2", "a", groups=limits.groups(provider="scripted", tenant="ada"))
+    assert {"ada"} == {group.name for group in placed.full_groups(limits.groups(provider="scripted", tenant="ada"))}
+
+    placed.take("s1", now=0.0)
+    assert not placed.full_groups(groups)
+    placed.remove("a")
+    assert () == placed.groups_of("s2")
+
+
+def test_only_limited_groups_count() -> None:
+    assert () == SessionLimits(total=3).groups(provider="claude", tenant="ada")
+    assert () == SessionLimits(per_tenant=3).groups(provider="claude", tenant=None)
+    assert not SessionLimits(total=3).has_groups

@@ -3,12 +3,13 @@
 import asyncio
 
 import pytest
+from hypothesis import given, strategies as st
 
 from greenroom.actors import server_pool
 from greenroom.actors.server_pool import ServerPool, Started
 from greenroom.actors.standing import IdleSession
 from greenroom.domain.errors import MaxSessionsExceeded, StorageConnectionFailed
-from greenroom.domain.placement import Placement
+from greenroom.domain.placement import Placement, SessionGroup, SessionLimits
 
 
 class Servers:
@@ -54,8 +55,8 @@ class World:
         self.pool = ServerPool(placement, self.servers, lease_s=lease_s, on_lost=self.lost.__setitem__)
         self.servers.pool = self.pool
 
-    async def claim(self, session_id: str) -> str:
-        return await asyncio.wait_for(self.pool.claim(session_id, alone=False), 5)
+    async def claim(self, session_id: str, groups: tuple[SessionGroup, ...] = ()) -> str:
+        return await asyncio.wait_for(self.pool.claim(session_id, alone=False, groups=groups), 5)
 
 
 @pytest.fixture
@@ -206,3 +207,82 @@ async def test_a_server_that_is_lost_while_a_session_waits_is_replaced(world: Wo
     world.pool.lose("server-1")
 
     assert "server-3" == await waiting
+
+
+async def test_a_full_group_holds_up_its_own_and_nobody_else(world: World) -> None:
+    ada = SessionLimits(per_tenant=1).groups(provider="scripted", tenant="ada")
+    await world.claim("s1", ada)
+    waiting = [asyncio.create_task(world.claim(name, ada)) for name in ("s2", "s3")]
+    await settled()
+
+    assert "server-2" == await world.claim("s4")
+    assert [False, False] == [one.done() for one in waiting]
+    world.pool.release("s1")
+
+    assert "server-1" == await waiting[0]
+    assert not waiting[1].done()
+    waiting[1].cancel()
+
+
+async def test_for_a_full_group_one_of_its_own_leaves_when_it_is_idle(world: World) -> None:
+    ada = SessionLimits(per_tenant=1).groups(provider="scripted", tenant="ada")
+    await world.claim("s1", ada)
+    await world.claim("s2")
+    world.servers.idle = {"server-1": [IdleSession(1.0, "s1")], "server-2": [IdleSession(9.0, "s2")]}
+
+    assert "server-1" == await world.claim("s3", ada)
+    assert ["s1"] == world.servers.hibernated
+
+
+async def test_those_who_wait_for_their_group_start_no_servers() -> None:
+    world = World(max_servers=9)
+    ada = SessionLimits(per_tenant=1).groups(provider="scripted", tenant="ada")
+    await world.claim("s1", ada)
+    waiting = [asyncio.create_task(world.claim(name, ada)) for name in ("s2", "s3", "s4")]
+    await settled()
+
+    assert 1 == world.servers.started
+    for one in waiting:
+        one.cancel()
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["claim", "release"]), st.integers(0, 9), st.sampled_from(["ada", "bob", None])),
+        max_size=40,
+    )
+)
+def test_no_group_is_ever_over_its_limit_and_nobody_waits_who_has_room(
+    steps: list[tuple[str, int, str | None]],
+) -> None:
+    async def play() -> None:
+        world = World(max_servers=3)
+        limits = SessionLimits(per_tenant=1)
+        tasks: dict[str, asyncio.Task[str]] = {}
+        tenants: dict[str, str | None] = {}
+        placement = world.pool.placement
+        for action, number, tenant in steps:
+            session_id = f"s{number}"
+            if action == "claim" and session_id not in tasks:
+                tenants[session_id] = tenant
+                groups = limits.groups(provider="scripted", tenant=tenant)
+                tasks[session_id] = asyncio.create_task(world.claim(session_id, groups))
+            elif action == "release" and session_id in tasks and tasks[session_id].done():
+                del tasks[session_id]
+                world.pool.release(session_id)
+            await settled()
+            placed = [one for one in tasks if placement.server_of(one) is not None]
+            for name in ("ada", "bob"):
+                assert sum(tenants[one] == name for one in placed) <= 1
+            waiting = [one for one in tasks if not tasks[one].done()]
+            assert len(waiting) == world.pool.waiting
+            if len(placed) < 3:  # else there is no server
+                with_room = [
+                    one for one in waiting if tenants[one] not in {tenants[other] for other in placed} - {None}
+                ]
+                assert not with_room
+        for task in tasks.values():
+            task.cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+    asyncio.run(play())

@@ -20,7 +20,7 @@ async def run_maintenance(task: str, order: dict[str, Any]) -> Any:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
-        process_group=0,  # and no session: Linux's autogroups would give it as large a share as the store has
+        start_new_session=True,
     )
     assert process.stdin is not None
     assert process.stdout is not None

@@ -4,11 +4,13 @@ One order as JSON on the first line of stdin, one answer as JSON on stdout. When
 gone, and the process ends too: what is half made has a name that does not count.
 """
 
+import contextlib
 import json
 import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ...domain.errors import GreenroomError, StorageError
@@ -18,7 +20,7 @@ from .query_refresh import RefreshOrder, refresh_mirror
 from .sealing import SealOrder, seal
 from .session_transfer import AdoptOrder, ExportOrder, ImportOrder, adopt_sessions, export_session, import_session
 
-_NICE = 10  # appends come first
+_NICE = 19  # appends come first
 
 
 def _seal(order: dict[str, Any]) -> dict[str, Any] | None:
@@ -38,7 +40,7 @@ TASKS: Mapping[str, Callable[[dict[str, Any]], Any]] = {
 
 def main() -> None:
     log_to_stderr()
-    os.nice(_NICE)
+    _yield_to_appends()
     os.umask(0o077)
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -52,6 +54,12 @@ def main() -> None:
     sys.stdout.write(json.dumps(answer))
     sys.stdout.flush()
     os._exit(0)  # not past the thread that waits for stdin
+
+
+def _yield_to_appends() -> None:
+    os.nice(_NICE)
+    with contextlib.suppress(OSError):  # Linux shares out time among sessions first where autogroups are on
+        Path("/proc/self/autogroup").write_text(str(_NICE))
 
 
 def _end_with_parent() -> None:

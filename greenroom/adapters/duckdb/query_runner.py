@@ -135,7 +135,7 @@ def _invalid(field: str, message: str) -> ValidationError:
 
 @asynccontextmanager
 async def _started() -> AsyncGenerator[asyncio.subprocess.Process]:
-    """The process, in a group of its own; killed and waited for at the end of the block, whatever happened."""
+    """The process, in a session of its own; killed and waited for at the end of the block, whatever happened."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", PROGRAM),
         stdin=asyncio.subprocess.PIPE,
@@ -143,7 +143,7 @@ async def _started() -> AsyncGenerator[asyncio.subprocess.Process]:
         stderr=asyncio.subprocess.DEVNULL,  # errors come in the answer
         env=scrubbed_environment(),
         cwd="/",
-        process_group=0,  # and no session: Linux's autogroups would give it as large a share as the store has
+        start_new_session=True,
     )
     try:
         yield process
