@@ -17,8 +17,8 @@ from .measuring import Figure, seconds
 
 WRITERS, BATCH = 8, 256
 SLICES, BATCHES_PER_SLICE = 8, 25
-"""Store and appender write in turns, so many batches from each writer at a time: a disk that slows down slows both. (The
-build machine's gave the appender alone 2.2 million events/s, and 0.8 million after 100 MB.)"""
+"""Store and appender write in turns, so many batches from each writer at a time: a disk that slows down slows both.
+(The build machine's gave the appender alone 2.2 million events/s, and 0.8 million after 100 MB.)"""
 IN_FLIGHT = 4
 
 

@@ -1,9 +1,7 @@
-"""A session while a process serves it: queue, slots, runs, their ends. One asyncio object over ports, no Ray.
+"""A session while a process serves it: what callers ask of it. One asyncio object over ports, no Ray.
 
-The rule that everything here follows: decide and append in one step without waiting, act when the append is durable.
-A run starts at its provider only after its run_started is committed, so that after a crash the log tells exactly which
-runs may have done something; and because the end of one run and the start of the next are one append, this costs a
-session no extra commit.
+The rule that everything here follows: decide and append in one step without waiting, act when the append is durable. Its
+runs, from the queue to their ends, are in open_runs.
 """
 
 import asyncio
@@ -14,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from ..adapters.json_safety import require_json_safe
-from ..adapters.providers.tool_calls import tool_call_abandoned
 from ..domain.approval import BY_CALLER, parse_decider, parse_decision
 from ..domain.errors import (
     GreenroomError,
@@ -26,21 +23,20 @@ from ..domain.errors import (
     ValidationError,
 )
 from ..domain.event import Event, EventType, NewEvent
-from ..domain.event_log import Committed, EventLog, EventQuery, SessionRecords, parse_types
+from ..domain.event_log import EventLog, EventQuery, SessionRecords, parse_types
 from ..domain.identifiers import IdFactory
 from ..domain.recovery import Recovery
 from ..domain.run import RunResult
 from ..domain.run_gate import OpenGate, RunGate
 from ..domain.run_input import Message, parse_input
 from ..domain.run_options import Busy, RunOptions, given_options
-from ..domain.run_queue import RunQueue
 from ..domain.session import DRAINED, Session, SessionState, SessionStatus, next_session_status
 from ..domain.steering import SteerReceipt
-from ..domain.tool import Toolbox, ToolOutcome
+from ..domain.tool import Toolbox
 from .approvals import Approvals
-from .attempts import Attempts
 from .event_feed import PAGE_EVENTS, EventFeed
-from .live_run import LiveRun, error_of, result_of
+from .live_run import LiveRun
+from .open_runs import OpenRuns
 from .provider_set import ProviderSet
 from .run_outcomes import Outcome, RunOutcomes
 from .session_writer import SessionWriter
@@ -83,8 +79,6 @@ class LiveSession:
         self.session = session
         self.status = session.status
         self.epoch = epoch
-        self.queue = RunQueue(slots=session.max_concurrent_runs, capacity=session.max_queued_runs)
-        self.queue.is_paused = session.is_paused
         self.feed = EventFeed(last_seq)
         self.providers = providers
         self.refuses_runs = False
@@ -92,35 +86,36 @@ class LiveSession:
         self._log = log
         self._max_input_bytes = max_input_bytes
         self._on_lost = on_lost
-        self._on_idle = on_idle
         self._shared = shared
-        self._gate: RunGate = gate or OpenGate()
-        self._loop = asyncio.get_running_loop()
         self._writer = SessionWriter(session.id, epoch, log=log, ids=ids, now_us=now_us, on_lost=self._lose)
         self._approvals = Approvals(self._writer, expires_s=approval_expires_s)
-        self._attempts = Attempts(
-            session, providers=providers, tools=tools, writer=self._writer, approvals=self._approvals, end=self._end
+        self._outcomes = RunOutcomes(session.id, log)
+        self._runs = OpenRuns(
+            session,
+            writer=self._writer,
+            approvals=self._approvals,
+            providers=providers,
+            tools=tools,
+            outcomes=self._outcomes,
+            gate=gate or OpenGate(),
+            on_idle=on_idle,
         )
+        self.queue = self._runs.queue
         self._steering = SteeringDesk(providers, self._writer)
         self._subscriptions = Subscriptions(session.id, self.feed, log)
-        self._runs: dict[str, LiveRun] = {}
         self._run_count = 0
-        self._outcomes = RunOutcomes(session.id, log)
         self._submissions = Submissions(session, log)
         self._last_call: str | None = session.last_call_id
         """The call that changed the session's status last: it may come again."""
         self._draining = session.pause_reason == DRAINED
         self._closed = False
         self._end_seq: int | None = last_seq if session.status.is_terminal else None
-        self._no_runs = asyncio.Event()
-        self._no_runs.set()
-        self._idle_since: float = self._loop.time()
 
     @property
     def idle_since(self) -> float | None:
         """Since when, on the loop's clock, the session has nothing to do; None while it has."""
         busy = self._runs or self._writer.under_way or self._closed
-        return None if busy else self._idle_since
+        return None if busy else self._runs.idle_since
 
     # Taking over
 
@@ -131,39 +126,7 @@ class LiveSession:
 
     async def adopt(self, plans: Sequence[tuple[LiveRun, Recovery, GreenroomError | None]]) -> None:
         """Carry out what was decided for the open runs, in the order of the queue; durable when it returns."""
-        if not plans:
-            return
-        events: list[NewEvent] = []
-        endings: list[tuple[LiveRun, EventType, dict[str, Any], GreenroomError | None, int]] = []
-        for run, fate, error in plans:
-            self._runs[run.run_id] = run
-            waiting = {approval.tool_call_id for approval in run.approvals if approval.decision is None}
-            for call_id, started in run.open_tool_calls.items():
-                how = ToolOutcome.CANCELLED if call_id in waiting else ToolOutcome.IN_DOUBT
-                events.append(self._event(EventType.TOOL_CALL_FAILED, run, tool_call_abandoned(started, how)))
-            run.open_tool_calls = {}
-            self._approvals.adopt(run, run.approvals)
-            if fate in (Recovery.WAIT, Recovery.RETRY, Recovery.RESUME):
-                self.queue.enqueue([run.run_id])
-            if fate in (Recovery.RETRY, Recovery.RESUME):
-                run.attempt += 1
-                run.queued_at_us = self._writer.now_us()
-                data = {"reason": f"{fate.value} after crash"}
-                events.append(self._event(EventType.RUN_QUEUED, run, data, at_us=run.queued_at_us))
-            elif fate is not Recovery.WAIT:
-                event_type, data = _ending_of(run, fate, error)
-                run.ended = True
-                events += self._approvals.close_run(run)
-                events.append(self._event(event_type, run, data))
-                endings.append((run, event_type, data, error, len(events) - 1))
-        self._no_runs.clear()
-        ended_at_us = self._writer.now_us()
-        committed = self._append_and_start(events)
-        if committed is None:  # nothing to say of runs that go on waiting
-            return
-        for run, event_type, data, error, offset in endings:
-            committed.add_done_callback(partial(self._ended, run, event_type, data, error, ended_at_us, offset))
-        await asyncio.shield(committed)
+        await self._runs.adopt(plans)
 
     # Taking runs
 
@@ -268,7 +231,6 @@ class LiveSession:
     def _enqueue(self, runs: Sequence[LiveRun], keys: Sequence[str | None], call_id: str) -> None:
         events: list[NewEvent] = []
         for run, key in zip(runs, keys, strict=True):
-            self._runs[run.run_id] = run
             metadata = {"call_id": call_id} if key is None else {"call_id": call_id, "idempotency_key": key}
             data = {"options": given_options(run.options), "message_count": len(run.messages)}
             events.append(self._event(EventType.RUN_QUEUED, run, data, metadata=metadata, at_us=run.queued_at_us))
@@ -278,14 +240,10 @@ class LiveSession:
             ]
             self._submissions.keep_key(key, run.run_id)
         self._run_count += len(runs)
-        interrupted = list(self.queue.running)[: self._interruptible(runs[0].options, len(runs))]
-        self.queue.enqueue(run.run_id for run in runs)
-        self._no_runs.clear()
-        committed = self._append_and_start(events)
-        for run in runs:
-            run.queued = committed
-        for run_id in interrupted:
-            self._cancel(self._runs[run_id], INTERRUPTED)
+        interrupted = self._runs.running[: self._interruptible(runs[0].options, len(runs))]
+        self._runs.enqueue(runs, events)
+        for run in interrupted:
+            self._runs.cancel(run, INTERRUPTED)
 
     async def _queued(self, run_ids: Sequence[str]) -> list[str]:
         """The ids, once all of them are durable."""
@@ -301,113 +259,9 @@ class LiveSession:
     def _event(self, event_type: EventType, run: LiveRun | None, data: dict[str, Any], **more: Any) -> NewEvent:
         return self._writer.event(event_type, run, data, **more)
 
-    def _append_and_start(self, events: list[NewEvent]) -> "asyncio.Future[Committed] | None":
-        """Append these, and the start of every run that a slot is free for; those run once it is durable. None if there
-        was nothing to append."""
-        started = [self._runs[run_id] for run_id in self.queue.start_ready(self._may_start)]
-        for run in started:
-            run.started_at_us = self._writer.now_us()
-            run.first_started_at_us = run.first_started_at_us or run.started_at_us
-            events.append(
-                self._event(EventType.RUN_STARTED, run, {"model": run.options.model}, at_us=run.started_at_us)
-            )
-        if not events:
-            return None
-        committed = self._writer.append(events)
-        if started:
-            committed.add_done_callback(partial(self._launch, started))
-        return committed
-
-    def _launch(self, runs: Sequence[LiveRun], committed: "asyncio.Future[Committed]") -> None:
-        if not self._closed and not committed.cancelled() and committed.exception() is None:
-            self._attempts.launch(runs)
-
-    def _may_start(self, run_id: str) -> bool:
-        """Whether the limits of the whole runtime let the run start now; if not, it is tried again when they may."""
-        run = self._runs[run_id]
-        return self._gate.admit(
-            run_id, provider=run.provider, tenant=self.session.tenant, priority=run.options.priority, retry=self._retry
-        )
-
-    def _retry(self) -> None:
-        if not self._closed:
-            self._append_and_start([])
-
     def _lose(self) -> None:
         self.close()
         self._on_lost()
-
-    # Ending runs
-
-    def _end(
-        self,
-        run: LiveRun,
-        event_type: EventType,
-        data: dict[str, Any],
-        *,
-        error: GreenroomError | None = None,
-        metadata: dict[str, Any] | None = None,
-        tool_outcome: ToolOutcome = ToolOutcome.CANCELLED,
-    ) -> "asyncio.Future[Committed] | None":
-        """Append the run's one terminal event, unless it has it already. Its slot is free from here on."""
-        if run.ended or self._closed:
-            return None
-        events = self._end_events(run, event_type, data, metadata=metadata, tool_outcome=tool_outcome)
-        ended_at_us = events[-1].timestamp_us
-        offset = len(events) - 1
-        committed = self._append_and_start(events)
-        assert committed is not None, "there are events"
-        committed.add_done_callback(partial(self._ended, run, event_type, data, error, ended_at_us, offset))
-        return committed
-
-    def _end_events(
-        self,
-        run: LiveRun,
-        event_type: EventType,
-        data: dict[str, Any],
-        *,
-        metadata: dict[str, Any] | None = None,
-        tool_outcome: ToolOutcome = ToolOutcome.CANCELLED,
-    ) -> list[NewEvent]:
-        """Take the run off queue, clock and provider; the events that close it, the terminal one last."""
-        run.ended = True
-        self.queue.leave(run.run_id)
-        self._gate.release(run.run_id)
-        if run.deadline is not None:
-            run.deadline.cancel()
-        if run.task is not None and run.task is not asyncio.current_task():
-            run.task.cancel()
-        events = [
-            self._event(EventType.TOOL_CALL_FAILED, run, tool_call_abandoned(started, tool_outcome))
-            for started in run.open_tool_calls.values()
-        ]
-        events += self._approvals.close_run(run)
-        events.append(self._event(event_type, run, data, metadata=metadata))
-        return events
-
-    def _ended(
-        self,
-        run: LiveRun,
-        event_type: EventType,
-        data: dict[str, Any],
-        error: GreenroomError | None,
-        ended_at_us: int,
-        offset: int,
-        committed: "asyncio.Future[Committed]",
-    ) -> None:
-        if committed.cancelled() or committed.exception() is not None:
-            return
-        last_seq = committed.result().first_seq + offset
-        if event_type is EventType.RUN_COMPLETED:
-            outcome: Outcome = result_of(run, data, ended_at_us=ended_at_us, last_seq=last_seq)
-        else:
-            outcome = error_of(run, event_type, data, error, last_seq=last_seq)
-        del self._runs[run.run_id]
-        self._outcomes.settle(run, outcome)
-        if not self._runs:
-            self._no_runs.set()
-            self._idle_since = self._loop.time()
-            self._on_idle()
 
     # Waiting for runs
 
@@ -454,7 +308,7 @@ class LiveSession:
         """Stop every run that has not ended; the ids of those that this call cancelled."""
         self._check_here()
         require_json_safe(reason, field="reason")
-        run_ids = list(reversed(self._runs))  # the newest first: none of them is to start meanwhile
+        run_ids = [run.run_id for run in reversed(list(self._runs))]  # the newest first: none is to start meanwhile
         stopped = await asyncio.gather(*(self._stop(run_id, reason, call_id) for run_id in run_ids))
         return [run_id for run_id, is_stopped in zip(run_ids, stopped, strict=True) if is_stopped]
 
@@ -468,16 +322,10 @@ class LiveSession:
             await self._outcomes.wait_for_all([run], None)
             self._check_here()
             return await self._was_ended_by(run_id, call_id)
-        committed = self._cancel(run, reason, metadata={"call_id": call_id})
+        committed = self._runs.cancel(run, reason, metadata={"call_id": call_id})
         if committed is not None:
             await asyncio.shield(committed)
         return True
-
-    def _cancel(
-        self, run: LiveRun, reason: str | None, *, metadata: dict[str, Any] | None = None
-    ) -> "asyncio.Future[Committed] | None":
-        data = run.stopped_data(reason=reason, stop_reason=reason)
-        return self._end(run, EventType.RUN_CANCELLED, data, metadata=metadata)
 
     async def _was_ended_by(self, run_id: str, call_id: str) -> bool:
         """Whether this call has come before, maybe to an earlier owner, and ended the run. RunNotFound."""
@@ -541,7 +389,7 @@ class LiveSession:
         self._draining = self._draining and paused
         self._last_call = call_id
         metadata = None if call_id is None else {"call_id": call_id}
-        committed = self._append_and_start([self._event(event_type, None, data, metadata=metadata)])
+        committed = self._runs.append_and_start([self._event(event_type, None, data, metadata=metadata)])
         assert committed is not None, "there is an event"
         await asyncio.shield(committed)
 
@@ -551,7 +399,7 @@ class LiveSession:
         self._draining = True
         try:
             async with asyncio.timeout(timeout_s):
-                await self._no_runs.wait()
+                await self._runs.none_left()
         except TimeoutError:
             raise Timeout(
                 f"{len(self._runs)} runs have not ended within {timeout_s} s; they go on, and no new ones are taken.",
@@ -568,13 +416,13 @@ class LiveSession:
         Without `finish_queue` no more runs start here. How many were cancelled, and how many are left in the queue.
         """
         self.queue.is_paused = self.queue.is_paused or not finish_queue
-        awaited = self.queue.running if self.queue.is_paused else self._runs
+        awaited = self._runs.running if self.queue.is_paused else list(self._runs)
         if awaited:
             with contextlib.suppress(Timeout):
-                await self._outcomes.wait_for_all([self._runs[run_id] for run_id in awaited], timeout_s)
+                await self._outcomes.wait_for_all(awaited, timeout_s)
         self.queue.is_paused = True
-        running = [self._runs[run_id] for run_id in self.queue.running]
-        ends = [self._cancel(run, WOUND_DOWN) for run in running]
+        running = self._runs.running
+        ends = [self._runs.cancel(run, WOUND_DOWN) for run in running]
         await asyncio.gather(*(asyncio.shield(end) for end in ends if end is not None))
         return len(running), len(self.queue.waiting)
 
@@ -604,21 +452,9 @@ class LiveSession:
         require_json_safe(data, field="error")
         status = next_session_status(self.status, event_type)
         self.status = status
-        reason = f"session {status}"
-        events: list[NewEvent] = []
-        ends: list[tuple[LiveRun, dict[str, Any], int, int]] = []
-        for run in [run for run in self._runs.values() if not run.ended]:
-            stopped = run.stopped_data(reason=reason, stop_reason=reason)
-            events += self._end_events(run, EventType.RUN_CANCELLED, stopped)
-            ends.append((run, stopped, events[-1].timestamp_us, len(events) - 1))
-        events.append(self._event(event_type, None, data, metadata={"call_id": call_id}))
         self._last_call = call_id
-        committed = self._writer.append(events)
-        for run, stopped, ended_at_us, offset in ends:
-            committed.add_done_callback(
-                partial(self._ended, run, EventType.RUN_CANCELLED, stopped, None, ended_at_us, offset)
-            )
-        self._end_seq = (await asyncio.shield(committed)).first_seq + len(events) - 1
+        last = self._event(event_type, None, data, metadata={"call_id": call_id})
+        self._end_seq = await self._runs.cancel_all_with(f"session {status}", last)
         self.feed.ring()
 
     # Looking
@@ -643,7 +479,7 @@ class LiveSession:
     def _processes(self) -> list[dict[str, Any]]:
         return [
             {"run_id": run.run_id, **process}
-            for run in self._runs.values()
+            for run in self._runs
             if run.task is not None
             for process in self.providers.get(run.provider).processes(run.run_id)
         ]
@@ -676,17 +512,7 @@ class LiveSession:
         if self._closed:
             return
         self._closed = True
-        moved = SessionMoved(details={"session_id": self.session_id})
-        for run in self._runs.values():
-            if run.deadline is not None:
-                run.deadline.cancel()
-            if run.task is not None and run.task is not asyncio.current_task():
-                run.task.cancel()
-            for waiter in run.waiters:
-                if not waiter.done():
-                    waiter.set_exception(moved)
-            self._gate.release(run.run_id)
-        self._no_runs.set()
+        self._runs.close()
         self._approvals.close()
         self.feed.close()
         self._writer.close()
@@ -694,12 +520,5 @@ class LiveSession:
     async def aclose(self) -> None:
         """`close`, and wait until providers are gone."""
         self.close()
-        await self._attempts.settle()
+        await self._runs.given_up()
         await self.providers.aclose()
-
-
-def _ending_of(run: LiveRun, fate: Recovery, error: GreenroomError | None) -> tuple[EventType, dict[str, Any]]:
-    if fate is Recovery.EXPIRE or error is None:
-        return EventType.RUN_TIMEOUT, run.stopped_data(deadline_s=run.options.deadline_s)
-    data = run.stopped_data(error=error.to_record(), error_code=error.code, error_message=error.message)
-    return EventType.RUN_FAILED, data

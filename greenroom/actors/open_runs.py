@@ -1,0 +1,292 @@
+"""The runs of a live session that have not ended: started in order as slots get free, and ended once each."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from ..adapters.providers.tool_calls import tool_call_abandoned
+from ..domain.errors import GreenroomError, SessionMoved
+from ..domain.event import EventType, NewEvent
+from ..domain.event_log import Committed
+from ..domain.recovery import Recovery
+from ..domain.run_gate import RunGate
+from ..domain.run_queue import RunQueue
+from ..domain.session import Session
+from ..domain.tool import Toolbox, ToolOutcome
+from .approvals import Approvals
+from .attempts import Attempts
+from .live_run import LiveRun, error_of, result_of
+from .provider_set import ProviderSet
+from .run_outcomes import Outcome, RunOutcomes
+from .session_writer import SessionWriter
+
+
+class _Ending(NamedTuple):
+    """The terminal event of a run, before it is durable."""
+
+    run: LiveRun
+    type: EventType
+    data: dict[str, Any]
+    error: GreenroomError | None
+    at_us: int
+    offset: int
+    """Its place among the events that are appended with it."""
+
+
+class OpenRuns:
+    """Queue, slots and ends of a session's runs.
+
+    A run starts at its provider only after its run_started is committed, so that after a crash the log tells exactly
+    which runs may have done something; and because the end of one run and the start of the next are one append, this
+    costs a session no extra commit.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        writer: SessionWriter,
+        approvals: Approvals,
+        providers: ProviderSet,
+        tools: Toolbox,
+        outcomes: RunOutcomes,
+        gate: RunGate,
+        on_idle: Callable[[], None],
+    ) -> None:
+        """`on_idle` is called when the last run has ended."""
+        self.queue = RunQueue(slots=session.max_concurrent_runs, capacity=session.max_queued_runs)
+        self.queue.is_paused = session.is_paused
+        self._session = session
+        self._writer = writer
+        self._approvals = approvals
+        self._outcomes = outcomes
+        self._gate = gate
+        self._on_idle = on_idle
+        self._attempts = Attempts(
+            session, providers=providers, tools=tools, writer=writer, approvals=approvals, end=self.end
+        )
+        self._loop = asyncio.get_running_loop()
+        self._runs: dict[str, LiveRun] = {}
+        self._none_left = asyncio.Event()
+        self._none_left.set()
+        self._closed = False
+        self.idle_since: float = self._loop.time()
+        """When the last run ended, on the loop's clock."""
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __iter__(self) -> Iterator[LiveRun]:
+        return iter(self._runs.values())
+
+    def __contains__(self, run_id: object) -> bool:
+        return run_id in self._runs
+
+    def __getitem__(self, run_id: str) -> LiveRun:
+        return self._runs[run_id]
+
+    def get(self, run_id: str) -> LiveRun | None:
+        """The run, if it is open."""
+        return self._runs.get(run_id)
+
+    @property
+    def running(self) -> list[LiveRun]:
+        """Those that have a slot, the longest under way first."""
+        return [self._runs[run_id] for run_id in self.queue.running]
+
+    async def none_left(self) -> None:
+        """Wait until all have ended, or the session is served elsewhere."""
+        await self._none_left.wait()
+
+    # Beginning
+
+    def enqueue(self, runs: Sequence[LiveRun], events: list[NewEvent]) -> None:
+        """Append the events that say so, and start what a slot is free for."""
+        for run in runs:
+            self._runs[run.run_id] = run
+        self.queue.enqueue(run.run_id for run in runs)
+        self._none_left.clear()
+        committed = self.append_and_start(events)
+        for run in runs:
+            run.queued = committed
+
+    async def adopt(self, plans: Sequence[tuple[LiveRun, Recovery, GreenroomError | None]]) -> None:
+        """Carry out what was decided for the runs of earlier owners, in the order of the queue; durable when done."""
+        if not plans:
+            return
+        events: list[NewEvent] = []
+        endings: list[_Ending] = []
+        for run, fate, error in plans:
+            self._runs[run.run_id] = run
+            waiting = {approval.tool_call_id for approval in run.approvals if approval.decision is None}
+            for call_id, started in run.open_tool_calls.items():
+                how = ToolOutcome.CANCELLED if call_id in waiting else ToolOutcome.IN_DOUBT
+                events.append(self._writer.event(EventType.TOOL_CALL_FAILED, run, tool_call_abandoned(started, how)))
+            run.open_tool_calls = {}
+            self._approvals.adopt(run, run.approvals)
+            if fate in (Recovery.WAIT, Recovery.RETRY, Recovery.RESUME):
+                self.queue.enqueue([run.run_id])
+            if fate in (Recovery.RETRY, Recovery.RESUME):
+                run.attempt += 1
+                run.queued_at_us = self._writer.now_us()
+                data = {"reason": f"{fate.value} after crash"}
+                events.append(self._writer.event(EventType.RUN_QUEUED, run, data, at_us=run.queued_at_us))
+            elif fate is not Recovery.WAIT:
+                event_type, data = _ending_of(run, fate, error)
+                run.ended = True
+                events += self._approvals.close_run(run)
+                events.append(self._writer.event(event_type, run, data))
+                endings.append(_Ending(run, event_type, data, error, events[-1].timestamp_us, len(events) - 1))
+        self._none_left.clear()
+        committed = self.append_and_start(events)
+        if committed is None:  # nothing to say of runs that go on waiting
+            return
+        self._settle_when(committed, endings)
+        await asyncio.shield(committed)
+
+    def append_and_start(self, events: list[NewEvent]) -> "asyncio.Future[Committed] | None":
+        """Append these, and the start of every run that a slot is free for; those run once it is durable. None if there
+        was nothing to append."""
+        started = [self._runs[run_id] for run_id in self.queue.start_ready(self._may_start)]
+        for run in started:
+            run.started_at_us = self._writer.now_us()
+            run.first_started_at_us = run.first_started_at_us or run.started_at_us
+            data = {"model": run.options.model}
+            events.append(self._writer.event(EventType.RUN_STARTED, run, data, at_us=run.started_at_us))
+        if not events:
+            return None
+        committed = self._writer.append(events)
+        if started:
+            committed.add_done_callback(partial(self._launch, started))
+        return committed
+
+    def _launch(self, runs: Sequence[LiveRun], committed: "asyncio.Future[Committed]") -> None:
+        if not self._closed and not committed.cancelled() and committed.exception() is None:
+            self._attempts.launch(runs)
+
+    def _may_start(self, run_id: str) -> bool:
+        """Whether the limits of the whole runtime let the run start now; if not, it is tried again when they may."""
+        run = self._runs[run_id]
+        tenant, priority = self._session.tenant, run.options.priority
+        return self._gate.admit(run_id, provider=run.provider, tenant=tenant, priority=priority, retry=self._retry)
+
+    def _retry(self) -> None:
+        if not self._closed:
+            self.append_and_start([])
+
+    # Ending
+
+    def end(
+        self,
+        run: LiveRun,
+        event_type: EventType,
+        data: dict[str, Any],
+        *,
+        error: GreenroomError | None = None,
+        metadata: dict[str, Any] | None = None,
+        tool_outcome: ToolOutcome = ToolOutcome.CANCELLED,
+    ) -> "asyncio.Future[Committed] | None":
+        """Append the run's one terminal event, unless it has it already. Its slot is free from here on."""
+        if run.ended or self._closed:
+            return None
+        events: list[NewEvent] = []
+        ending = self._close(run, event_type, data, events, error=error, metadata=metadata, tool_outcome=tool_outcome)
+        committed = self.append_and_start(events)
+        assert committed is not None, "there are events"
+        self._settle_when(committed, [ending])
+        return committed
+
+    def cancel(
+        self, run: LiveRun, reason: str | None, *, metadata: dict[str, Any] | None = None
+    ) -> "asyncio.Future[Committed] | None":
+        """Stop the run, unless it has its end already."""
+        data = run.stopped_data(reason=reason, stop_reason=reason)
+        return self.end(run, EventType.RUN_CANCELLED, data, metadata=metadata)
+
+    async def cancel_all_with(self, reason: str, last: NewEvent) -> int:
+        """Cancel everything and append `last`, in one step, without starting others; its seq, once it is durable."""
+        events: list[NewEvent] = []
+        endings = [
+            self._close(run, EventType.RUN_CANCELLED, run.stopped_data(reason=reason, stop_reason=reason), events)
+            for run in self._runs.values()
+            if not run.ended
+        ]
+        events.append(last)
+        committed = self._writer.append(events)
+        self._settle_when(committed, endings)
+        return (await asyncio.shield(committed)).first_seq + len(events) - 1
+
+    def _close(
+        self,
+        run: LiveRun,
+        event_type: EventType,
+        data: dict[str, Any],
+        events: list[NewEvent],
+        *,
+        error: GreenroomError | None = None,
+        metadata: dict[str, Any] | None = None,
+        tool_outcome: ToolOutcome = ToolOutcome.CANCELLED,
+    ) -> _Ending:
+        """Take the run off queue, clock and provider, and add the events that close it, the terminal one last."""
+        run.ended = True
+        self.queue.leave(run.run_id)
+        self._gate.release(run.run_id)
+        if run.deadline is not None:
+            run.deadline.cancel()
+        if run.task is not None and run.task is not asyncio.current_task():
+            run.task.cancel()
+        events += [
+            self._writer.event(EventType.TOOL_CALL_FAILED, run, tool_call_abandoned(started, tool_outcome))
+            for started in run.open_tool_calls.values()
+        ]
+        events += self._approvals.close_run(run)
+        events.append(self._writer.event(event_type, run, data, metadata=metadata))
+        return _Ending(run, event_type, data, error, events[-1].timestamp_us, len(events) - 1)
+
+    def _settle_when(self, committed: "asyncio.Future[Committed]", endings: Sequence[_Ending]) -> None:
+        for ending in endings:
+            committed.add_done_callback(partial(self._settle, ending))
+
+    def _settle(self, ending: _Ending, committed: "asyncio.Future[Committed]") -> None:
+        if committed.cancelled() or committed.exception() is not None:
+            return
+        run, last_seq = ending.run, committed.result().first_seq + ending.offset
+        if ending.type is EventType.RUN_COMPLETED:
+            outcome: Outcome = result_of(run, ending.data, ended_at_us=ending.at_us, last_seq=last_seq)
+        else:
+            outcome = error_of(run, ending.type, ending.data, ending.error, last_seq=last_seq)
+        del self._runs[run.run_id]
+        self._outcomes.settle(run, outcome)
+        if not self._runs:
+            self._none_left.set()
+            self.idle_since = self._loop.time()
+            self._on_idle()
+
+    # Leaving
+
+    def close(self) -> None:
+        """Stop: providers are given up, whoever waits for a run gets session_moved."""
+        self._closed = True
+        moved = SessionMoved(details={"session_id": self._session.id})
+        for run in self._runs.values():
+            if run.deadline is not None:
+                run.deadline.cancel()
+            if run.task is not None and run.task is not asyncio.current_task():
+                run.task.cancel()
+            for waiter in run.waiters:
+                if not waiter.done():
+                    waiter.set_exception(moved)
+            self._gate.release(run.run_id)
+        self._none_left.set()
+
+    async def given_up(self) -> None:
+        """Wait until the attempts of a session that was closed are over."""
+        await self._attempts.settle()
+
+
+def _ending_of(run: LiveRun, fate: Recovery, error: GreenroomError | None) -> tuple[EventType, dict[str, Any]]:
+    if fate is Recovery.EXPIRE or error is None:
+        return EventType.RUN_TIMEOUT, run.stopped_data(deadline_s=run.options.deadline_s)
+    data = run.stopped_data(error=error.to_record(), error_code=error.code, error_message=error.message)
+    return EventType.RUN_FAILED, data
