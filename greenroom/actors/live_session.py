@@ -1,7 +1,7 @@
 """A session while a process serves it: what callers ask of it. One asyncio object over ports, no Ray.
 
-The rule that everything here follows: decide and append in one step without waiting, act when the append is durable. Its
-runs, from the queue to their ends, are in open_runs.
+The rule that everything here follows: decide and append in one step without waiting, act when the append is durable.
+Its runs, from the queue to their ends, are in open_runs.
 """
 
 import asyncio
