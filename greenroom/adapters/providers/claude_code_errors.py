@@ -1,0 +1,57 @@
+"""What Claude Code says went wrong, in Greenroom's words: one table by HTTP status, one by its own names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...domain.errors import (
+    GreenroomError,
+    ProviderAuthenticationFailed,
+    ProviderError,
+    ProviderInvalidRequest,
+    ProviderOverloaded,
+    ProviderQuotaExceeded,
+    ProviderRateLimited,
+    ProviderUnavailable,
+)
+
+_BY_STATUS: Mapping[int, type[GreenroomError]] = {
+    400: ProviderInvalidRequest,
+    401: ProviderAuthenticationFailed,
+    402: ProviderQuotaExceeded,
+    403: ProviderAuthenticationFailed,
+    404: ProviderInvalidRequest,
+    413: ProviderInvalidRequest,
+    429: ProviderRateLimited,
+    529: ProviderOverloaded,
+}
+
+_BY_NAME: Mapping[str, type[GreenroomError]] = {
+    "authentication_failed": ProviderAuthenticationFailed,
+    "billing_error": ProviderQuotaExceeded,
+    "rate_limit": ProviderRateLimited,
+    "invalid_request": ProviderInvalidRequest,
+    "server_error": ProviderUnavailable,
+    "overloaded": ProviderOverloaded,
+}
+
+_UNKNOWN_SESSION = "No conversation found"
+
+
+def error_class(status: int | None, name: str | None) -> type[GreenroomError]:
+    """The class for an HTTP status, else for Claude Code's own name of the error."""
+    if status is not None:
+        return _BY_STATUS.get(status, ProviderUnavailable if status >= 500 else ProviderError)
+    return _BY_NAME.get(name or "", ProviderError)
+
+
+def error_of_result(result: Mapping[str, Any], *, name: str | None) -> GreenroomError:
+    """The error of a `result` that is one. Its `subtype` says nothing: an API error comes as "success"."""
+    said = [str(one) for one in result.get("errors") or ()]
+    message = str(result.get("result") or "; ".join(said) or "Claude Code ended with an error and did not say which.")
+    details = {"terminal_reason": result.get("terminal_reason"), "http_status": result.get("api_error_status")}
+    if any(_UNKNOWN_SESSION in one for one in said):
+        return ProviderInvalidRequest(
+            f"{message}. The conversation is not there any more; run it with continuation='replay'.",
+            details={**details, "field": "continuation"},
+        )
+    return error_class(result.get("api_error_status"), name)(message, details=details)

@@ -1,0 +1,232 @@
+"""The lines of Claude Code's stream-json output as events. The same lines come through the claude-agent-sdk."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+from ...domain.errors import Cancelled, ProviderUnavailable
+from ...domain.event import EventType
+from ...domain.provider import ProviderEvent, ProviderOutcome
+from ...domain.token_usage import TokenUsage
+from ...domain.tool import ToolOutcome, ToolResult
+from .claude_code_errors import error_class, error_of_result
+from .tool_calls import tool_call_ended, tool_call_started
+from .wire_mapping import error_occurred, message_received, message_streamed, usage_updated
+
+SYNTHETIC_MODEL = "<synthetic>"
+"""Messages with this model were written by the client itself: error texts, notes of an interruption."""
+
+_ABORTED = frozenset({"aborted_streaming", "aborted_tools"})
+
+_DELTAS = {"text_delta": ("text", "text"), "thinking_delta": ("thinking", "thinking")}
+"""Type of a delta -> the key of its text, and the kind of the message."""
+
+_Line = Mapping[str, Any]
+
+
+class ClaudeCodeMapping:
+    """Implements WireMapping.
+
+    | line | events |
+    |---|---|
+    | stream_event text_delta, thinking_delta | message_streamed |
+    | stream_event message_start, message_delta | token_usage_updated; with a stop_reason, turn_completed |
+    | assistant text, thinking | message_received |
+    | assistant tool_use | tool_call_started |
+    | user tool_result | tool_call_completed, tool_call_failed |
+    | system api_retry | error_occurred |
+    | system permission_denied | that call fails as denied |
+    | result | the outcome |
+
+    All other lines give nothing: init (which comes with every turn), status, session_state_changed, replayed and
+    synthetic messages. Of a subagent only the tool calls are told, marked with the call that started it.
+    """
+
+    def __init__(self) -> None:
+        self._session_id: str | None = None
+        self._model: str | None = None
+        self._spent = TokenUsage()
+        self._of_message = TokenUsage()
+        self._streamed: str | None = None
+        """The message whose usage is in `_of_message`."""
+        self._text = ""
+        self._turns = 0
+        self._calls: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {}
+        self._denied: set[str] = set()
+        self._error_name: str | None = None
+        self._result: _Line | None = None
+        self._by_type: dict[str, Callable[[_Line], Iterator[ProviderEvent]]] = {
+            "stream_event": self._stream_event,
+            "assistant": self._assistant,
+            "user": self._user,
+            "system": self._system,
+            "result": self._ended,
+        }
+
+    @property
+    def handle(self) -> dict[str, str] | None:
+        return None if self._session_id is None else {"session_id": self._session_id}
+
+    @property
+    def is_over(self) -> bool:
+        return self._result is not None
+
+    def take(self, message: _Line) -> list[ProviderEvent]:
+        self._session_id = message.get("session_id") or self._session_id
+        take = self._by_type.get(str(message.get("type")))
+        return list(take(message)) if take else []
+
+    def deny(self, tool_call_id: str) -> None:
+        """This call was not allowed: its tool_result will be an error, and is told as denied."""
+        self._denied.add(tool_call_id)
+
+    def outcome(self) -> ProviderOutcome:
+        result = self._result
+        if result is None:
+            raise ProviderUnavailable("Claude Code ended without a result. Try again later.")
+        reason = result.get("terminal_reason")
+        if reason in _ABORTED:
+            raise Cancelled("Claude Code ended its turn because it was interrupted, or a call was denied for good.")
+        if result.get("is_error") and reason != "max_turns":
+            raise error_of_result(result, name=self._error_name)
+        usage, cost_usd = _spent_since_last_result(result)
+        return ProviderOutcome(
+            content=str(result.get("result") or self._text),
+            stop_reason="max_turns" if reason == "max_turns" else str(result.get("stop_reason") or "unknown"),
+            token_usage=usage,
+            model=self._model,
+            cost_usd=cost_usd,
+            turn_count=int(result.get("num_turns") or self._turns),
+            structured=result.get("structured_output"),
+        )
+
+    def _stream_event(self, line: _Line) -> Iterator[ProviderEvent]:
+        event = line["event"]
+        if line.get("parent_tool_use_id"):
+            return
+        if event["type"] == "content_block_delta":
+            key, kind = _DELTAS.get(event["delta"]["type"], ("", ""))
+            if text := event["delta"].get(key):
+                yield message_streamed(text, kind)
+        elif event["type"] == "message_start":
+            message = event["message"]
+            self._model = message.get("model") or self._model
+            yield self._begin_message(message.get("id"), message.get("usage") or {})
+        elif event["type"] == "message_delta":
+            yield self._count(event.get("usage") or {})
+            if stop_reason := event["delta"].get("stop_reason"):
+                self._turns += 1
+                yield ProviderEvent(EventType.TURN_COMPLETED, {"turn": self._turns, "stop_reason": stop_reason})
+
+    def _begin_message(self, message_id: str | None, usage: Mapping[str, Any]) -> ProviderEvent:
+        self._spent += self._of_message
+        self._of_message = TokenUsage()
+        self._streamed = message_id
+        return self._count(usage)
+
+    def _count(self, usage: Mapping[str, Any]) -> ProviderEvent:
+        """Counts of one message are cumulative: a later one replaces the earlier, and never with less."""
+        given, known = _usage(usage), self._of_message
+        self._of_message = TokenUsage(
+            input_tokens=max(given.input_tokens, known.input_tokens),
+            output_tokens=max(given.output_tokens, known.output_tokens),
+            cache_read_tokens=max(given.cache_read_tokens, known.cache_read_tokens),
+            cache_write_tokens=max(given.cache_write_tokens, known.cache_write_tokens),
+        )
+        return usage_updated(self._spent + self._of_message)
+
+    def _assistant(self, line: _Line) -> Iterator[ProviderEvent]:
+        message = line["message"]
+        self._error_name = line.get("error") or self._error_name
+        if message.get("model") == SYNTHETIC_MODEL or line.get("error"):
+            return
+        parent = line.get("parent_tool_use_id")
+        if parent is None and message.get("id") != self._streamed:  # asked again without streaming
+            yield self._begin_message(message.get("id"), message.get("usage") or {})
+        for block in message["content"]:
+            if block["type"] == "tool_use":
+                yield self._call_started(block, parent)
+            elif parent is None and block["type"] in ("text", "thinking") and block.get(block["type"]):
+                if block["type"] == "text":
+                    self._text = block["text"]
+                yield message_received(block[block["type"]], block["type"])
+
+    def _call_started(self, block: _Line, parent: str | None) -> ProviderEvent:
+        metadata = {"parent_tool_call_id": parent} if parent else {}
+        self._calls[block["id"]] = (block["name"], block["input"], metadata)
+        return _with(tool_call_started(block["id"], block["name"], block["input"]), metadata)
+
+    def _user(self, line: _Line) -> Iterator[ProviderEvent]:
+        content = line["message"].get("content")
+        blocks: list[_Line] = content if isinstance(content, list) else []
+        for block in blocks:
+            call = self._calls.pop(block.get("tool_use_id", ""), None) if block.get("type") == "tool_result" else None
+            if call is not None:
+                name, arguments, metadata = call
+                result = self._tool_result(block)
+                yield _with(tool_call_ended(block["tool_use_id"], name, arguments, result), metadata)
+
+    def _tool_result(self, block: _Line) -> ToolResult:
+        output = _plain(block.get("content"))
+        if not block.get("is_error"):
+            return ToolResult(output=output)
+        denied = block["tool_use_id"] in self._denied
+        return ToolResult(output=output, outcome=ToolOutcome.DENIED if denied else ToolOutcome.ERROR)
+
+    def _system(self, line: _Line) -> Iterator[ProviderEvent]:
+        if line.get("subtype") == "init":
+            self._model = line.get("model") or self._model
+        elif line.get("subtype") == "permission_denied":
+            self.deny(line["tool_use_id"])
+        elif line.get("subtype") == "api_retry":
+            name = str(line.get("error") or "unknown")
+            delay_s = (line.get("retry_delay_ms") or 0) / 1_000
+            text = f"The API answered {line.get('error_status') or name}; Claude Code tries again in {delay_s:.1f} s."
+            yield error_occurred(error_class(line.get("error_status"), name).code, text, retry_after_s=delay_s)
+
+    def _ended(self, line: _Line) -> Iterator[ProviderEvent]:
+        self._result = line
+        yield from ()
+
+
+def _with(event: ProviderEvent, metadata: dict[str, Any]) -> ProviderEvent:
+    return ProviderEvent(event.type, event.data, event.timestamp_us, metadata) if metadata else event
+
+
+def _usage(given: Mapping[str, Any]) -> TokenUsage:
+    return TokenUsage(
+        input_tokens=given.get("input_tokens") or 0,
+        output_tokens=given.get("output_tokens") or 0,
+        cache_read_tokens=given.get("cache_read_input_tokens") or 0,
+        cache_write_tokens=given.get("cache_creation_input_tokens") or 0,
+    )
+
+
+def _spent_since_last_result(result: _Line) -> tuple[TokenUsage, float | None]:
+    """Tokens and cost of this turn.
+
+    `usage` of a result is empty after an interruption and counts a message that was given up; total_cost_usd and
+    modelUsage grow over the life of the client.
+    """
+    models: Mapping[str, Mapping[str, Any]] = result.get("model_usage_since_last_result") or {}
+    if not models:
+        return _usage(result.get("usage") or {}), result.get("total_cost_usd")
+    usage = TokenUsage()
+    for spent in models.values():
+        usage += TokenUsage(
+            input_tokens=spent.get("inputTokens", 0),
+            output_tokens=spent.get("outputTokens", 0),
+            cache_read_tokens=spent.get("cacheReadInputTokens", 0),
+            cache_write_tokens=spent.get("cacheCreationInputTokens", 0),
+        )
+    return usage, sum(spent.get("costUSD", 0.0) for spent in models.values())
+
+
+def _plain(content: object) -> object:
+    """What a tool gave: text where it is nothing but text, else as it came."""
+    if isinstance(content, list):
+        parts = cast("list[dict[str, Any]]", content)
+        if all(part.get("type") == "text" for part in parts):
+            return "\n".join(str(part.get("text", "")) for part in parts)
+        return json.loads(json.dumps(parts, default=str))
+    return content
