@@ -7,7 +7,8 @@ import pytest
 from greenroom.domain.event import RECORD_TYPES, EventType
 from greenroom.domain.json_values import check_json_safe
 from greenroom.domain.provider import ProviderOutcome
-from tests.provider_recordings import Attempt, golden_path, names, replay
+from tests.provider_recordings import golden_path, names, replay
+from tests.replays.attempt import Attempt
 
 CLOSING = {EventType.TOOL_CALL_COMPLETED, EventType.TOOL_CALL_FAILED}
 

@@ -1,6 +1,7 @@
 """What Claude Code says went wrong, in Greenroom's words: one table by HTTP status, one by its own names."""
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from ...domain.errors import (
@@ -40,7 +41,9 @@ _UNKNOWN_SESSION = "No conversation found"
 def error_class(status: int | None, name: str | None) -> type[GreenroomError]:
     """The class for an HTTP status, else for Claude Code's own name of the error."""
     if status is not None:
-        return _BY_STATUS.get(status, ProviderUnavailable if status >= 500 else ProviderError)
+        return _BY_STATUS.get(
+            status, ProviderUnavailable if status >= HTTPStatus.INTERNAL_SERVER_ERROR else ProviderError
+        )
     return _BY_NAME.get(name or "", ProviderError)
 
 
