@@ -158,7 +158,7 @@ class ClaudeCodeMapping:
 
     def _user(self, line: _Line) -> Iterator[ProviderEvent]:
         content = line["message"].get("content")
-        blocks: list[_Line] = content if isinstance(content, list) else []
+        blocks = cast("list[_Line]", content) if isinstance(content, list) else []
         for block in blocks:
             call = self._calls.pop(block.get("tool_use_id", ""), None) if block.get("type") == "tool_result" else None
             if call is not None:
