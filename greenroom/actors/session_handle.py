@@ -1,26 +1,19 @@
 """What a caller holds of a session: an id, and a way there that is found again whenever it is lost."""
 
-import contextlib
 import secrets
-import time
 from collections.abc import Callable
 from typing import Any
 
 import ray
-import ray.exceptions
 
 from ..domain.errors import RuntimeGone
 from ..domain.event_log import EventQuery
 from ..domain.sharding import shard_of
-from .actor_states import actor_is_dead
 from .address import DIRECTORY, RuntimeAddress, event_store_name
 from .event_stream import EventStream
-from .ray_errors import raise_bare
+from .whereabouts import Whereabouts
 
 _CALL_ID_BYTES = 12
-
-_LOOK_AGAIN_S = 2.0
-"""How often a handle in use asks where its session is: by way of an actor that has it no more a call takes longer."""
 
 
 class RemoteMethod:
@@ -51,12 +44,9 @@ class SessionHandle:
     def __init__(self, session_id: str, address: RuntimeAddress, actor: Any = None) -> None:
         self.session_id = session_id
         self._address = address
-        self._actor = actor
         self._directory: Any = None
         self._store: Any = None
-        self._locating: Any = None
-        self._looking: Any = None
-        self._looked_at = time.monotonic()
+        self._whereabouts = Whereabouts(session_id, self.directory, actor)
         self.submit_run = RemoteMethod(self._call, "submit_run")
         self.submit_runs = RemoteMethod(self._call, "submit_runs")
         self.await_run = RemoteMethod(self._call, "await_run")
@@ -110,7 +100,7 @@ class SessionHandle:
         if not ray.is_initialized():
             raise RuntimeGone
         call_id = secrets.token_hex(_CALL_ID_BYTES)
-        actor = self._known_actor()
+        actor = self._whereabouts.known()
         if actor is not None:
             return getattr(actor, method).remote(self.session_id, call_id, *args, **kwargs)
         return self.directory().forward.remote(self.session_id, method, (call_id, *args), kwargs)
@@ -118,42 +108,8 @@ class SessionHandle:
     def _stream(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not ray.is_initialized():
             raise RuntimeGone
-        actor = self._known_actor() or self._located()
+        actor = self._whereabouts.found()
         return getattr(actor, method).remote(self.session_id, secrets.token_hex(_CALL_ID_BYTES), *args, **kwargs)
-
-    def _known_actor(self) -> Any:
-        """The session's actor if its whereabouts are known; else asks for them, and meanwhile None."""
-        if self._actor is not None and not actor_is_dead(self._actor):
-            self._look_again()
-            return self._actor
-        self._actor = None
-        if self._locating is None:
-            self._locating = self.directory().locate.remote(self.session_id)
-            return None
-        ready, _ = ray.wait([self._locating], timeout=0)
-        return self._located() if ready else None
-
-    def _look_again(self) -> None:
-        """Learn, without waiting, when the session has gone to another actor."""
-        if self._looking is None:
-            if time.monotonic() - self._looked_at > _LOOK_AGAIN_S:
-                self._looking = self.directory().whereabouts.remote(self.session_id)
-            return
-        ready, _ = ray.wait([self._looking], timeout=0)
-        if ready:
-            looking, self._looking, self._looked_at = self._looking, None, time.monotonic()
-            with contextlib.suppress(ray.exceptions.RayError):
-                self._actor = ray.get(looking) or self._actor
-
-    def _located(self) -> Any:
-        """The session's actor, waiting for the directory's answer."""
-        located = self._locating or self.directory().locate.remote(self.session_id)
-        self._locating = None
-        try:
-            self._actor = ray.get(located)["actor"]
-        except ray.exceptions.RayError as exc:
-            raise_bare(exc)
-        return self._actor
 
     def directory(self) -> Any:
         """The runtime's Directory. RuntimeGone."""

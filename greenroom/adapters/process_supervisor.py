@@ -59,18 +59,25 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class CommandRequest:
     """What to run, in bytes, so that no locale has a say in it. A plain class: to import `typing` takes 10 ms."""
 
-    __slots__ = ("actor_pid", "arguments", "cwd", "environment")
+    __slots__ = ("actor_pid", "arguments", "cwd", "environment", "stdin")
 
     def __init__(
-        self, arguments: list[bytes], cwd: bytes | None, environment: dict[bytes, bytes], actor_pid: int
+        self,
+        arguments: list[bytes],
+        cwd: bytes | None,
+        environment: dict[bytes, bytes],
+        actor_pid: int,
+        stdin: int | None = None,
     ) -> None:
+        """`stdin` is a descriptor that the command reads from; None: there is nothing to read."""
         self.arguments = arguments
         self.cwd = cwd
         self.environment = environment
         self.actor_pid = actor_pid
+        self.stdin = stdin
 
     def dump(self) -> bytes:
-        return marshal.dumps((self.arguments, self.cwd, self.environment, self.actor_pid))
+        return marshal.dumps((self.arguments, self.cwd, self.environment, self.actor_pid, self.stdin))
 
     @classmethod
     def load(cls, dumped: bytes) -> "CommandRequest":
@@ -199,6 +206,8 @@ def main() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     supervisor_pid = os.fork()
     try:
+        if supervisor_pid != 0 and request.stdin is not None:
+            os.close(request.stdin)  # whoever writes there is to hear of the command's end
         if supervisor_pid == 0:
             _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # not inherited
             Supervisor(orders, reports).run(request)
@@ -230,6 +239,8 @@ def _start_command(request: CommandRequest) -> tuple[int, bytes]:
     if pid == 0:
         _become_command(request, failure_write)
     os.close(failure_write)
+    if request.stdin is not None:
+        os.close(request.stdin)
     _leave_standard_streams()
     with os.fdopen(failure_read, "rb") as failures:  # closed by a successful exec
         return pid, failures.read()
@@ -244,7 +255,11 @@ def _become_command(request: CommandRequest, failure: int) -> None:
         for number in _RESET_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        _replace_with_null(0)
+        if request.stdin is None:
+            _replace_with_null(0)
+        else:
+            os.dup2(request.stdin, 0)
+            os.close(request.stdin)
         if request.cwd is not None:
             os.chdir(request.cwd)
         part = b"command"

@@ -78,6 +78,7 @@ class SupervisedProcess:
         self._supervision = _Supervision(self._loop)
         self._outputs: list[asyncio.BaseTransport] = []
         self._end: asyncio.Task[None] | None = None
+        self.stdin: asyncio.StreamWriter | None = None
         self.stdout = asyncio.StreamReader(limit=_STREAM_LIMIT_BYTES)
         self.stderr = asyncio.StreamReader(limit=_STREAM_LIMIT_BYTES)
         self.pid = 0
@@ -85,9 +86,9 @@ class SupervisedProcess:
 
     @classmethod
     async def start(
-        cls, command: Sequence[str] | str, *, cwd: str | None = None, env: Mapping[str, str]
+        cls, command: Sequence[str] | str, *, cwd: str | None = None, env: Mapping[str, str], with_stdin: bool = False
     ) -> "SupervisedProcess":
-        """Start the command; text is run by /bin/sh. `env` is all that it gets, its stdin is empty.
+        """Start the command; text is run by /bin/sh. `env` is all that it gets; its stdin is empty, or `stdin`.
 
         `cwd` None is the actor's own. Raises CommandNotStarted. Call `aclose` in the end, whatever happened.
         """
@@ -100,7 +101,7 @@ class SupervisedProcess:
         )
         process = cls()
         try:
-            await process._launch(request)
+            await process._launch(request, with_stdin=with_stdin)
             process.pid = await process._supervision.start_of_command()
         except BaseException:
             await process.aclose()
@@ -137,15 +138,28 @@ class SupervisedProcess:
         finally:
             for output in self._outputs:
                 output.close()
+            if self.stdin is not None:
+                self.stdin.close()
 
-    async def _launch(self, request: CommandRequest) -> None:
+    async def _launch(self, request: CommandRequest, *, with_stdin: bool) -> None:
         with ExitStack() as supervisor_ends:
+            if with_stdin:
+                request.stdin = await self._open_input(supervisor_ends)
             stdout = await self._open_output(self.stdout, supervisor_ends)
             stderr = await self._open_output(self.stderr, supervisor_ends)
             reports, _ = await self._open_pipe(self._supervision, supervisor_ends)
             orders = self._supervision.open_orders()
             supervisor_ends.callback(os.close, orders)
             self._supervision.guard = _spawn_guard(request, orders, reports, stdout, stderr)
+
+    async def _open_input(self, supervisor_ends: ExitStack) -> int:
+        readable, writable = os.pipe()
+        supervisor_ends.callback(os.close, readable)
+        pipe, protocol = await self._loop.connect_write_pipe(
+            asyncio.streams.FlowControlMixin, os.fdopen(writable, "wb", buffering=0)
+        )
+        self.stdin = asyncio.StreamWriter(pipe, protocol, None, self._loop)
+        return readable
 
     async def _open_output(self, reader: asyncio.StreamReader, supervisor_ends: ExitStack) -> int:
         writable, pipe = await self._open_pipe(asyncio.StreamReaderProtocol(reader), supervisor_ends)
@@ -266,7 +280,7 @@ def _spawn_guard(
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
-            pass_fds=(orders, reports),
+            pass_fds=(orders, reports, *(() if request.stdin is None else (request.stdin,))),
             env=environment,
             start_new_session=True,
         )

@@ -145,4 +145,5 @@ def test_what_is_left_of_a_command_whose_whole_supervision_was_killed_is_found_a
 
 
 def _running(text: str) -> list[psutil.Process]:
-    return [one for one in psutil.process_iter(["cmdline"]) if text in " ".join(one.info["cmdline"] or ())]
+    """The commands of this test: numbers alone also stand in the ports of Ray's own."""
+    return [one for one in psutil.process_iter(["cmdline"]) if f"sleep {text}" in " ".join(one.info["cmdline"] or ())]
