@@ -5,13 +5,15 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .replays import claude_code
+from .replays import amp, claude_code
 from .replays.attempt import Attempt, Line
 
 DATA = Path(__file__).parent / "data"
 RECORDINGS, GOLDEN = DATA / "recordings", DATA / "golden"
 
-REPLAYS: dict[str, Callable[[Sequence[Line]], list[Attempt]]] = {"claude-code": claude_code.replay}
+_OF_PROCESSES = frozenset({"err", "exit"})
+
+REPLAYS: dict[str, Callable[[Sequence[Line]], list[Attempt]]] = {"amp": amp.replay, "claude-code": claude_code.replay}
 
 
 def names() -> list[str]:
@@ -26,7 +28,11 @@ def replay(name: str) -> list[Attempt]:
     path = RECORDINGS / f"{name}.jsonl"
     recorded = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return REPLAYS[path.parent.name](
-        [(one["dir"], one.get("line")) for one in recorded if isinstance(one.get("line"), dict)]
+        [
+            (one["dir"], one["line"])
+            for one in recorded
+            if isinstance(one.get("line"), dict) or one["dir"] in _OF_PROCESSES
+        ]
     )
 
 

@@ -1,6 +1,6 @@
 """What a mapping makes of one turn of a recording."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,8 +8,8 @@ from greenroom.adapters.providers.wire_mapping import WireMapping
 from greenroom.domain.errors import GreenroomError
 from greenroom.domain.provider import ProviderEvent, ProviderOutcome
 
-Line = tuple[str, Mapping[str, Any]]
-"""Direction (in, out, ...) and message of a line of a recording; lines that hold no mapping are left out."""
+Line = tuple[str, Any]
+"""Direction and content of a line of a recording: in and out with a message, err with text, exit with a number."""
 
 
 @dataclass

@@ -1,0 +1,149 @@
+"""The lines of `amp --execute --stream-json` and `--stream-json-thinking` as events."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+from ...domain.errors import ProviderUnavailable
+from ...domain.event import EventType
+from ...domain.provider import ProviderEvent, ProviderOutcome
+from ...domain.token_usage import TokenUsage
+from ...domain.tool import ToolOutcome, ToolResult
+from .amp_errors import error_of_exit, error_of_result
+from .tool_calls import tool_call_ended, tool_call_started
+from .wire_mapping import message_received, usage_updated
+
+_REJECTED = "rejected by permission rules"
+"""What the result of a call says that a permission rule forbade; `permission_denials` comes too late and has no ids."""
+
+_Line = Mapping[str, Any]
+
+
+class AmpMapping:
+    """Implements WireMapping.
+
+    | line | events |
+    |---|---|
+    | assistant text, thinking | message_received |
+    | assistant tool_use | tool_call_started |
+    | assistant usage | token_usage_updated |
+    | assistant stop_reason | turn_completed |
+    | user tool_result | tool_call_completed, tool_call_failed |
+    | result | the outcome; token_usage_updated if no message had a usage |
+
+    All other lines give nothing: init, the echo of the prompt, redacted thinking. Amp sends whole messages only, each
+    once and with the counts of its own, and says nothing of its retries, so there is neither message_streamed nor
+    error_occurred. Of a subagent the tool calls are told, marked with the call that started it, and its tokens count.
+
+    One attempt is one process: with --stream-json-input it may be given several prompts, and ends with one result.
+    """
+
+    def __init__(self) -> None:
+        self._thread_id: str | None = None
+        self._model: str | None = None
+        self._spent = TokenUsage()
+        self._text = ""
+        self._turns = 0
+        self._stop_reason: str | None = None
+        self._calls: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {}
+        self._open_calls: set[str] = set()
+        self._result: _Line | None = None
+        self._exit: tuple[int, str] | None = None
+        self._by_type: dict[str, Callable[[_Line], Iterator[ProviderEvent]]] = {
+            "assistant": self._assistant,
+            "user": self._user,
+            "result": self._ended,
+        }
+
+    @property
+    def handle(self) -> dict[str, str] | None:
+        return None if self._thread_id is None else {"thread_id": self._thread_id}
+
+    @property
+    def is_over(self) -> bool:
+        return self._result is not None
+
+    def take(self, message: _Line) -> list[ProviderEvent]:
+        self._thread_id = message.get("session_id") or self._thread_id
+        take = self._by_type.get(str(message.get("type")))
+        return list(take(message)) if take else []
+
+    def ended(self, exit_status: int, stderr_text: str) -> None:
+        """The process is gone. What it says counts only if there was no result: an error result exits with 1 too."""
+        self._exit = (exit_status, stderr_text)
+
+    def outcome(self) -> ProviderOutcome:
+        result = self._result
+        if result is None:
+            if self._exit is None:
+                raise ProviderUnavailable("Amp ended without a result. Try again later.")
+            raise error_of_exit(*self._exit)
+        ran_out = result.get("subtype") == "error_max_turns"
+        if result.get("is_error") and not ran_out:
+            raise error_of_result(result)
+        return ProviderOutcome(
+            content=str(result.get("result") or self._text),
+            stop_reason="max_turns" if ran_out else self._stop_reason or "unknown",
+            token_usage=self._spent,
+            model=self._model,
+            turn_count=self._turns or 1,  # num_turns counts the whole thread when it is continued
+        )
+
+    def _assistant(self, line: _Line) -> Iterator[ProviderEvent]:
+        message, parent = line["message"], line.get("parent_tool_use_id")
+        for block in message["content"]:
+            if block["type"] == "tool_use":
+                yield from self._call_started(block, parent)
+            elif parent is None and block["type"] in ("text", "thinking") and block.get(block["type"]):
+                if block["type"] == "text":
+                    self._text = block["text"]
+                yield message_received(block[block["type"]], block["type"])
+        if usage := message.get("usage"):
+            yield self._count(usage)
+        if parent is None:
+            yield from self._turn_ended(message)
+
+    def _call_started(self, block: _Line, parent: str | None) -> Iterator[ProviderEvent]:
+        if block["id"] not in self._calls:
+            metadata = {"parent_tool_call_id": parent} if parent else {}
+            self._calls[block["id"]] = (block["name"], block["input"], metadata)
+            self._open_calls.add(block["id"])
+            yield replace(tool_call_started(block["id"], block["name"], block["input"]), metadata=metadata)
+
+    def _count(self, usage: _Line) -> ProviderEvent:
+        self._spent += TokenUsage(
+            input_tokens=usage.get("input_tokens") or 0,
+            output_tokens=usage.get("output_tokens") or 0,
+            cache_read_tokens=usage.get("cache_read_input_tokens") or 0,
+            cache_write_tokens=usage.get("cache_creation_input_tokens") or 0,
+        )
+        return usage_updated(self._spent)
+
+    def _turn_ended(self, message: _Line) -> Iterator[ProviderEvent]:
+        self._model = message.get("model") or self._model
+        self._stop_reason = message.get("stop_reason")
+        if self._stop_reason:
+            self._turns += 1
+            yield ProviderEvent(EventType.TURN_COMPLETED, {"turn": self._turns, "stop_reason": self._stop_reason})
+
+    def _user(self, line: _Line) -> Iterator[ProviderEvent]:
+        content = line["message"].get("content")
+        for block in cast("list[_Line]", content) if isinstance(content, list) else []:
+            call_id = block.get("tool_use_id")
+            if block.get("type") == "tool_result" and call_id in self._open_calls:
+                self._open_calls.remove(call_id)
+                name, arguments, metadata = self._calls[call_id]
+                yield replace(tool_call_ended(call_id, name, arguments, _tool_result(block)), metadata=metadata)
+
+    def _ended(self, line: _Line) -> Iterator[ProviderEvent]:
+        self._result = line
+        usage = line.get("usage")
+        if usage and self._spent == TokenUsage():
+            yield self._count(usage)
+
+
+def _tool_result(block: _Line) -> ToolResult:
+    output = block.get("content")
+    if not block.get("is_error"):
+        return ToolResult(output=output)
+    return ToolResult(output=output, outcome=ToolOutcome.DENIED if _REJECTED in str(output) else ToolOutcome.ERROR)
