@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from ..adapters.logs import get_logger
-from ..domain.errors import GreenroomError, InternalError, PolicyViolation, ProviderError
+from ..domain.errors import Cancelled, GreenroomError, InternalError, PolicyViolation, ProviderError
 from ..domain.event import EventType
 from ..domain.provider import ProviderEvent, ProviderOutcome, ProviderRequest
 from ..domain.session import Session
@@ -83,6 +83,8 @@ class Attempts:
             if task is None or task.cancelling():
                 raise
             self._fail(run, ProviderError(f"Provider {run.provider!r} was cancelled, and not by the session."))
+        except Cancelled as exc:
+            self._end(run, EventType.RUN_CANCELLED, run.stopped_data(reason=exc.message, stop_reason="cancelled"))
         except GreenroomError as exc:
             self._fail(run, exc)
         except Exception as exc:  # noqa: BLE001  recorded: the run ends with it

@@ -90,7 +90,8 @@ class Provider(Protocol):
     def execute(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent | ProviderOutcome]:
         """Carry out one attempt: any number of events, then exactly one outcome, then the end.
 
-        Failure is a raised GreenroomError (a foreign exception has been translated). A tool call that was reported
+        Failure is a raised GreenroomError (a foreign exception has been translated); Cancelled says that the provider
+        ended its turn because somebody asked, and the run ends cancelled. A tool call that was reported
         started and not ended when the attempt fails or is cancelled is closed by the session. Cancellation is
         asyncio's: when the consuming task is cancelled, whatever the attempt started (connections, processes) is
         gone within 5 s.

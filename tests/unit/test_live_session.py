@@ -181,6 +181,19 @@ async def test_a_result_can_be_awaited_again_and_by_many(world: World, gates: Ga
     assert ["a!"] * 4 == [result.output["content"] for result in results]
 
 
+async def test_a_turn_that_the_provider_itself_cancelled_ends_the_run_cancelled(world: World) -> None:
+    live = await world.open()
+    options = {"provider_options": {"fail_with": "cancelled", "fail_after_chunks": 1, "chunks": 2, "reply": "abcd"}}
+    (run_id,) = await world.submit(live, "a", options=options)
+
+    with pytest.raises(Cancelled):
+        await live.await_run(run_id)
+
+    ending = (await world.events(run_id))[-1]
+    assert (EventType.RUN_CANCELLED, "ab") == (ending.type, ending.data["output"]["content"])
+    assert ending.data["reason"]
+
+
 async def test_awaiting_a_failed_run_again_does_not_grow_its_error(world: World) -> None:
     live = await world.open()
     (run_id,) = await world.submit(live, "a", options={"provider_options": {"fail_with": "provider_error"}})
