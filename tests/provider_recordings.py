@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .replays import amp, claude_code
+from .replays import amp, claude_code, codex
 from .replays.attempt import Attempt, Line
 
 DATA = Path(__file__).parent / "data"
@@ -13,7 +13,11 @@ RECORDINGS, GOLDEN = DATA / "recordings", DATA / "golden"
 
 _OF_PROCESSES = frozenset({"err", "exit"})
 
-REPLAYS: dict[str, Callable[[Sequence[Line]], list[Attempt]]] = {"amp": amp.replay, "claude-code": claude_code.replay}
+REPLAYS: dict[str, Callable[[Sequence[Line]], list[Attempt]]] = {
+    "amp": amp.replay,
+    "claude-code": claude_code.replay,
+    "codex": codex.replay,
+}
 
 
 def names() -> list[str]:
