@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .replays import amp, claude_code, codex
+from .replays import acp, amp, claude_code, codex
 from .replays.attempt import Attempt, Line
 
 DATA = Path(__file__).parent / "data"
@@ -14,6 +14,7 @@ RECORDINGS, GOLDEN = DATA / "recordings", DATA / "golden"
 _OF_PROCESSES = frozenset({"err", "exit"})
 
 REPLAYS: dict[str, Callable[[Sequence[Line]], list[Attempt]]] = {
+    "acp": acp.replay,
     "amp": amp.replay,
     "claude-code": claude_code.replay,
     "codex": codex.replay,
