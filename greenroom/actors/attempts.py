@@ -84,7 +84,8 @@ class Attempts:
                 raise
             self._fail(run, ProviderError(f"Provider {run.provider!r} was cancelled, and not by the session."))
         except Cancelled as exc:
-            self._end(run, EventType.RUN_CANCELLED, run.stopped_data(reason=exc.message, stop_reason="cancelled"))
+            data = run.stopped_data(reason=storable_error(exc).message, stop_reason="cancelled")
+            self._end(run, EventType.RUN_CANCELLED, data)
         except GreenroomError as exc:
             self._fail(run, exc)
         except Exception as exc:  # noqa: BLE001  recorded: the run ends with it

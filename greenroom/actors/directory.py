@@ -14,16 +14,17 @@ from ..adapters.clock import id_factory, now_us
 from ..adapters.logs import get_logger, log_to_stderr
 from ..domain.errors import GreenroomError, InvalidOperation, SessionDraining, ValidationError
 from ..domain.identifiers import SESSION_ID
-from ..domain.placement import Placement, SessionGroup, SessionLimits
+from ..domain.placement import Placement, SessionLimits
 from ..domain.provider import ProviderDeclaration
 from ..domain.session import TENANT, Session, SessionSpec
 from .actor_states import actor_is_dead, actor_table, named_actors
 from .address import SESSION_SERVER_PREFIX, RuntimeAddress
 from .ray_errors import raise_bare
 from .server_launcher import RayLauncher, held_by
-from .server_pool import ServerPool, Started
+from .server_pool import PlacedSession, ServerPool, Started
 from .standing import HeldSession, Standing
 from .store_shards import StoreShards
+from .waiting_line import Groups
 
 if TYPE_CHECKING:  # whoever is given a handle of this actor loads this module with it, and pydantic takes 60 ms
     from ..adapters.settings import RetentionSettings
@@ -83,7 +84,9 @@ class Directory:
         """Servers that did not answer this Directory when it was started: the store's word on them counts."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # a lock lives while it is used
         self._opens: dict[str, str] = {}
-        self._gate = asyncio.Semaphore(MAX_RECONCILING)
+        self._settings_lock = asyncio.Lock()
+        self._look_up_gate = asyncio.Semaphore(MAX_RECONCILING)
+        self._gates: WeakValueDictionary[Groups, asyncio.Semaphore] = WeakValueDictionary()
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._rebuilt = self._own(self._rebuild())
@@ -98,12 +101,14 @@ class Directory:
     async def declare_providers(self, declarations: dict[str, ProviderDeclaration]) -> None:
         """Add declarations, in place of those of the same names; they hold for the runs that start from now on."""
         await asyncio.shield(self._rebuilt)
-        merged = {**self._settings["providers"], **declarations}
-        if merged != self._settings["providers"]:
-            await self._change_settings(providers=merged)
+        async with self._settings_lock:
+            merged = {**self._settings["providers"], **declarations}
+            if merged != self._settings["providers"]:
+                await self._change_settings(providers=merged)
 
     async def _change_settings(self, **changes: Any) -> None:
-        """Durable before anybody is told: a Directory that is started anew begins with what it was made with."""
+        """Durable before anybody is told: a Directory that is started anew begins with what it was made with. Under the
+        lock."""
         changed = {**self._settings, **changes}
         note = {
             "providers": {name: asdict(declared) for name, declared in changed["providers"].items()},
@@ -216,13 +221,14 @@ class Directory:
             self._pool.lose(name)
             name = None
         if name is None and self._silent and not is_new:
+            groups = await self._groups(session_id, None)
             owner: str | None = await self._stores.ask(session_id, "owner")
             if owner in self._silent and owner in self._placement:
-                self._placement.put(session_id, owner, groups=await self._groups(session_id, None))
+                self._placement.put(session_id, owner, groups=groups)
                 return owner
         return name
 
-    async def _groups(self, session_id: str, spec: SessionSpec | None) -> tuple[SessionGroup, ...]:
+    async def _groups(self, session_id: str, spec: SessionSpec | None) -> Groups:
         """The limited groups that the session belongs to; the store is asked only where there are such limits."""
         if not self._limits.has_groups:
             return ()
@@ -312,14 +318,13 @@ class Directory:
         return await asyncio.to_thread(ray.get_actor, name, self._address.namespace)
 
     def _join(self, server: Started, sessions: Mapping[str, HeldSession]) -> None:
-        self._pool.join(server)
+        placed: list[PlacedSession] = []
         for session_id, held in sessions.items():
-            if held.epoch > self._epochs.get(
-                session_id, 0
-            ):  # else somebody else has it, and what this one writes fails
+            if held.epoch > self._epochs.get(session_id, 0):  # else it is somebody else's, and this one's writes fail
                 groups = self._limits.groups(provider=held.provider, tenant=held.tenant)
-                self._placement.put(session_id, server.name, groups=groups)
+                placed.append(PlacedSession(session_id, held.alone, groups))
                 self._epochs[session_id] = held.epoch
+        self._pool.join(server, placed)
 
     def _server_lost(self, name: str, sessions: frozenset[str]) -> None:
         for session_id in sessions:
@@ -360,13 +365,22 @@ class Directory:
 
     async def _place_all(self, session_ids: Sequence[str]) -> None:
         async def place(session_id: str) -> None:
-            async with self._gate:
-                try:
+            try:
+                async with self._look_up_gate:
+                    groups = await self._groups(session_id, None)
+                async with self._gate(groups):
                     await self._place(session_id)
-                except GreenroomError:
-                    _log.exception("session_not_reconciled", session_id=session_id)
+            except GreenroomError:
+                _log.exception("session_not_reconciled", session_id=session_id)
 
         await asyncio.gather(*(place(session_id) for session_id in session_ids))
+
+    def _gate(self, groups: Groups) -> asyncio.Semaphore:
+        """One for each combination: those who wait for a full group must not hold up the others."""
+        gate = self._gates.get(groups)
+        if gate is None:
+            gate = self._gates[groups] = asyncio.Semaphore(MAX_RECONCILING)
+        return gate
 
     async def _watch(self) -> None:
         """Look after leases and after the pool."""
@@ -405,7 +419,8 @@ class Directory:
         """See Runtime.drain. Counts of runs that were `cancelled` at the deadline, and `left` in queues."""
         await asyncio.shield(self._rebuilt)
         if node_id is None:
-            await self._change_settings(draining=True)
+            async with self._settings_lock:
+                await self._change_settings(draining=True)
             names = list(self._placement.names)
         else:
             names = await self._close_node(node_id)
@@ -433,7 +448,8 @@ class Directory:
     async def resume(self) -> None:
         """Take new sessions and runs again, on all nodes."""
         self._placement.closed_nodes.clear()
-        await self._change_settings(draining=False)
+        async with self._settings_lock:
+            await self._change_settings(draining=False)
         await self._reconcile()
 
     # Looking

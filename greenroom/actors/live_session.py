@@ -86,7 +86,7 @@ class LiveSession:
         self._log = log
         self._max_input_bytes = max_input_bytes
         self._on_lost = on_lost
-        self._shared = shared
+        self.is_shared = shared
         self._writer = SessionWriter(session.id, epoch, log=log, ids=ids, now_us=now_us, on_lost=self._lose)
         self._approvals = Approvals(self._writer, expires_s=approval_expires_s)
         self._outcomes = RunOutcomes(session.id, log)
@@ -168,7 +168,7 @@ class LiveSession:
         self._refuse_unless_open()
         provider = options.provider or self.session.provider
         self.providers.check(provider, options.provider_options, field="options.provider_options")
-        if self._shared and not self.providers.runs_in_process(provider):
+        if self.is_shared and not self.providers.runs_in_process(provider):
             raise NeedsOwnServer
         messages = [parse_input(given, max_bytes=self._max_input_bytes) for given in inputs]
         if options.busy is Busy.REJECT and not self.queue.has_free_slot:
@@ -453,8 +453,9 @@ class LiveSession:
         status = next_session_status(self.status, event_type)
         self.status = status
         self._last_call = call_id
-        last = self._event(event_type, None, data, metadata={"call_id": call_id})
-        self._end_seq = await self._runs.cancel_all_with(f"session {status}", last)
+        self._end_seq = await self._runs.cancel_all_with(
+            f"session {status}", lambda: self._event(event_type, None, data, metadata={"call_id": call_id})
+        )
         self.feed.ring()
 
     # Looking

@@ -204,15 +204,15 @@ class OpenRuns:
         data = run.stopped_data(reason=reason, stop_reason=reason)
         return self.end(run, EventType.RUN_CANCELLED, data, metadata=metadata)
 
-    async def cancel_all_with(self, reason: str, last: NewEvent) -> int:
-        """Cancel everything and append `last`, in one step, without starting others; its seq, once it is durable."""
+    async def cancel_all_with(self, reason: str, last: Callable[[], NewEvent]) -> int:
+        """Cancel everything and append what `last` makes, in one step, starting nothing; its seq, once durable."""
         events: list[NewEvent] = []
         endings = [
             self._close(run, EventType.RUN_CANCELLED, run.stopped_data(reason=reason, stop_reason=reason), events)
             for run in self._runs.values()
             if not run.ended
         ]
-        events.append(last)
+        events.append(last())
         committed = self._writer.append(events)
         self._settle_when(committed, endings)
         return (await asyncio.shield(committed)).first_seq + len(events) - 1

@@ -27,6 +27,9 @@ ASK_IDLE_S = 0.5
 
 _RETRY_AFTER_S = 1.0
 
+_RELIEVE_PAUSE_S = 0.01
+"""Between two rounds of asking all servers, while much changes."""
+
 
 class Started(NamedTuple):
     """A server that has just been started."""
@@ -34,6 +37,14 @@ class Started(NamedTuple):
     name: str
     actor: Any
     node_id: str
+
+
+class PlacedSession(NamedTuple):
+    """A session that a server has already."""
+
+    session_id: str
+    alone: bool
+    groups: Groups
 
 
 class Launcher(Protocol):
@@ -87,6 +98,7 @@ class ServerPool:
         self._line = WaitingLine()
         self._starting = 0
         self._relieving = False
+        self._relieve_again = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
@@ -105,19 +117,21 @@ class ServerPool:
     # Servers
 
     def warm_up(self) -> None:
-        """Start what is missing, and end what is too much."""
-        self._grow()
+        """Start what is missing, end what is too much, and look again whether those in line can be helped."""
+        self._hand_out()
         for name in self.placement.to_retire(now=self._loop.time(), grace_s=RETIRE_GRACE_S):
             self.placement.remove(name)
             self._heard.pop(name, None)
             self._launcher.end(self._actors.pop(name))
             _log.info("server_retired", server=name)
 
-    def join(self, started: Started) -> None:
-        """A server is here and empty."""
+    def join(self, started: Started, sessions: Sequence[PlacedSession] = ()) -> None:
+        """A server is here, with these sessions."""
         self._actors[started.name] = started.actor
         if started.name not in self.placement:
             self.placement.add(started.name, started.node_id, now=self._loop.time())
+        for session in sessions:
+            self.placement.put(session.session_id, started.name, alone=session.alone, groups=session.groups)
         self.heard(started.name)
         self._hand_out()
 
@@ -134,7 +148,7 @@ class ServerPool:
         self._heard.pop(name, None)
         self._actors.pop(name, None)
         self._on_lost(name, sessions)
-        self._grow()
+        self._hand_out()
 
     def drop(self, name: str) -> None:
         """Lose a server that does not answer, and kill what is left of it."""
@@ -160,15 +174,15 @@ class ServerPool:
 
     async def claim(self, session_id: str, *, alone: bool, groups: Groups = ()) -> str:
         """A server for the session, which has it from then on. MaxSessionsExceeded when too many wait already."""
-        if len(self._line) >= MAX_WAITING:
+        waiting = Waiting(session_id, alone, groups, self._loop.create_future())
+        self._line.add(waiting)
+        self._hand_out()
+        if not waiting.placed.done() and len(self._line) > MAX_WAITING:
+            self._line.remove(waiting)
             raise MaxSessionsExceeded(
                 f"{len(self._line)} sessions wait for a place already; try again later.",
                 details={"waiting": len(self._line), "retry_after_s": _RETRY_AFTER_S},
             )
-        waiting = Waiting(session_id, alone, groups, self._loop.create_future())
-        self._line.add(waiting)
-        self._hand_out()
-        self.relieve()
         try:
             await waiting.placed
         except BaseException:
@@ -195,6 +209,7 @@ class ServerPool:
                 waiting.placed.set_result(None)
             self._line.remove(waiting)
         self._grow()
+        self.relieve()
 
     def _next(self) -> Waiting | None:
         """The first in line whose groups are not full."""
@@ -202,8 +217,7 @@ class ServerPool:
 
     def _want_servers(self) -> int:
         """How many in line wait for a server, and not for their group."""
-        counts = self._line.counts()
-        return sum(count for groups, count in counts.items() if not self.placement.full_groups(groups))
+        return sum(min(count, self.placement.room_in(groups)) for groups, count in self._line.counts().items())
 
     def _grow(self) -> None:
         count = self.placement.to_start(waiting=self._want_servers(), starting=self._starting)
@@ -230,21 +244,31 @@ class ServerPool:
 
     def relieve(self) -> None:
         """Ask idle sessions to leave, if somebody waits and nothing else helps."""
-        if self._line and not self._relieving and self._wanted_places():
+        if self._relieving:
+            self._relieve_again = True  # something has changed since the servers were asked
+        elif self._line and self._wanted_places():
             self._relieving = True
             self._own(self._relieve())
 
     async def _relieve(self) -> None:
         try:
-            busy = self.placement.busy
-            answers = await asyncio.gather(*(self._ask_idle(self._actors[name]) for name in busy))
-            idle = sorted(
-                (one.idle_s, one.session_id, name) for name, answer in zip(busy, answers, strict=True) for one in answer
-            )
-            leaving = self._chosen_to_leave([(session_id, name) for _, session_id, name in reversed(idle)])
-            await asyncio.gather(*(self._let_leave(name, session_id) for session_id, name in leaving))
+            while True:
+                self._relieve_again = False
+                await self._relieve_once()
+                if not self._relieve_again or not self._wanted_places():
+                    break
+                await asyncio.sleep(_RELIEVE_PAUSE_S)
         finally:
             self._relieving = False
+
+    async def _relieve_once(self) -> None:
+        busy = self.placement.busy
+        answers = await asyncio.gather(*(self._ask_idle(self._actors[name]) for name in busy))
+        idle = sorted(
+            (one.idle_s, one.session_id, name) for name, answer in zip(busy, answers, strict=True) for one in answer
+        )
+        leaving = self._chosen_to_leave([(session_id, name) for _, session_id, name in reversed(idle)])
+        await asyncio.gather(*(self._let_leave(name, session_id) for session_id, name in leaving))
 
     def _wanted_places(self) -> Counter[SessionGroup | None]:
         """How many sessions must leave before those in line have their places: of full groups, and (None) of any."""

@@ -117,7 +117,7 @@ class SessionServer:
     async def held(self) -> dict[str, Any]:
         """What it has, for a Directory that has just been started."""
         sessions = {
-            session_id: HeldSession(live.epoch, live.session.provider, live.session.tenant)
+            session_id: HeldSession(live.epoch, live.session.provider, live.session.tenant, alone=not live.is_shared)
             for session_id, live in self._live.items()
         }
         return {"node_id": await self.hello(), "sessions": sessions}
@@ -199,6 +199,7 @@ class SessionServer:
             gate=self._permits,
             shared=shared,
         )
+        live.providers.declare(self._settings["providers"])  # they may have changed meanwhile
         live.refuses_runs = self._settings["draining"]
         self._live[session_id] = live
         return live
@@ -272,7 +273,8 @@ class SessionServer:
         while True:
             try:
                 if not joined:
-                    self._settings.update(await self._directory.joined.remote(self._name, await self.held()))
+                    settings: Mapping[str, Any] = await self._directory.joined.remote(self._name, await self.held())
+                    await self.change_settings(settings)
                 standing: str = await self._directory.renew.remote(self._name)
                 if self._permits is not None:
                     await self._permits.renew()

@@ -17,6 +17,7 @@ class HeldSession(NamedTuple):
     epoch: int
     provider: str
     tenant: str | None
+    alone: bool
 
 
 class Standing(StrEnum):

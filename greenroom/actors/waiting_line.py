@@ -39,9 +39,9 @@ class WaitingLine:
     def add(self, waiting: Waiting) -> None:
         """At the end."""
         self._arrivals += 1
-        self._count += 1
         waiting.number = self._arrivals
         self._lines.setdefault(waiting.groups, {})[waiting.number] = waiting
+        self._count += 1
 
     def remove(self, waiting: Waiting) -> None:
         """It waits no more."""

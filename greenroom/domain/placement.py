@@ -1,6 +1,7 @@
 """Which server has which session, and how many servers there should be. Pure bookkeeping: no clock, no I/O."""
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,12 +28,12 @@ class SessionLimits:
     def has_groups(self) -> bool:
         return bool(self.per_provider) or self.per_tenant is not None
 
-    def groups(self, *, provider: str, tenant: str | None) -> tuple[SessionGroup, ...]:
+    def groups(self, *, provider: str, tenant: object) -> tuple[SessionGroup, ...]:
         """The limited groups that a session with this default provider and this tenant belongs to."""
         found: list[SessionGroup] = []
         if provider in self.per_provider:
             found.append(SessionGroup("provider", provider, self.per_provider[provider]))
-        if tenant is not None and self.per_tenant is not None:
+        if isinstance(tenant, str) and self.per_tenant is not None:
             found.append(SessionGroup("tenant", tenant, self.per_tenant))
         return tuple(found)
 
@@ -113,6 +114,10 @@ class Placement:
         for session_id in server.sessions:
             self._forget(session_id)
         return frozenset(server.sessions)
+
+    def room_in(self, groups: tuple[SessionGroup, ...]) -> int:
+        """How many more sessions of all these groups there may be; as good as any number where there are none."""
+        return min((max(0, group.limit - self._in_group[group]) for group in groups), default=sys.maxsize)
 
     def full_groups(self, groups: tuple[SessionGroup, ...]) -> frozenset[SessionGroup]:
         """Those of the groups that can have no more sessions."""

@@ -91,6 +91,8 @@ class SessionSpec:
     def __post_init__(self) -> None:
         if not self.agent_id:
             raise ValidationError("agent_id is empty; give the agent a name.", details={"field": "agent_id"})
+        if not isinstance(self.metadata.get(TENANT, ""), str):
+            raise ValidationError("metadata.tenant must be text.", details={"field": "metadata.tenant"})
         if self.max_concurrent_runs < 1:
             raise ValidationError(
                 f"max_concurrent_runs is {self.max_concurrent_runs}; it must be at least 1.",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..adapters.rendering.event_text import as_json, one_line
-from ..domain.approval import BY_CALLER
+from ..domain.approval import BY_CALLER, BY_GREENROOM
 from .cli_errors import OK
 from .cli_options import DataDir, Debug, invocation_of
 from .cli_runs import RunId
@@ -104,9 +104,10 @@ def _decide(context: typer.Context, approval_id: str, decision: str, reason: str
 
 def _this_user() -> str:
     try:
-        return getpass.getuser()
+        user = getpass.getuser()
     except (KeyError, OSError):  # a number that has no name here, as in many containers
         return BY_CALLER
+    return BY_CALLER if user == BY_GREENROOM else user
 
 
 async def _answer(answer: Any) -> Any:

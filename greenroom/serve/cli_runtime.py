@@ -65,11 +65,13 @@ def opened_runtime(invocation: Invocation) -> Generator["Runtime"]:
         interrupt_on_signals()  # again: Ray has set a handler for SIGTERM that prints a stack and just ends
         yield runtime
     finally:
+        interrupt_on_signals()  # again: whoever watched a run has taken the handlers off
         processes.look()
         if runtime is not None and runtime.owns_ray:
             runtime.shutdown()
         ray.shutdown()
         processes.await_end(grace_s=GRACE_S if runtime is not None else _FAILED_START_GRACE_S)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def interrupt_on_signals() -> None:
@@ -81,6 +83,7 @@ def interrupt_on_signals() -> None:
 
     def interrupt(_number: int, _frame: object) -> None:
         if os.getpid() == this_process:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             raise KeyboardInterrupt
 
     def dropped(unraisable: "sys.UnraisableHookArgs") -> None:

@@ -1,8 +1,11 @@
 """Which server a session gets, and how many servers there are."""
 
+import pytest
 from hypothesis import given, strategies as st
 
+from greenroom.domain.errors import ValidationError
 from greenroom.domain.placement import Placement, SessionLimits
+from greenroom.domain.session import SessionSpec
 
 NAMES = ("a", "b", "c", "d")
 
@@ -162,3 +165,10 @@ def test_only_limited_groups_count() -> None:
     assert () == SessionLimits(total=3).groups(provider="claude", tenant="ada")
     assert () == SessionLimits(per_tenant=3).groups(provider="claude", tenant=None)
     assert not SessionLimits(total=3).has_groups
+
+
+def test_a_tenant_is_text() -> None:
+    assert () == SessionLimits(per_tenant=1).groups(provider="scripted", tenant=["x"])
+    with pytest.raises(ValidationError) as refused:
+        SessionSpec(metadata={"tenant": ["x"]})
+    assert "metadata.tenant" == refused.value.details["field"]

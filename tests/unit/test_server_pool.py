@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from greenroom.actors import server_pool
-from greenroom.actors.server_pool import ServerPool, Started
+from greenroom.actors.server_pool import PlacedSession, ServerPool, Started
 from greenroom.actors.standing import IdleSession
 from greenroom.domain.errors import MaxSessionsExceeded, StorageConnectionFailed
 from greenroom.domain.placement import Placement, SessionGroup, SessionLimits
@@ -286,3 +286,81 @@ def test_no_group_is_ever_over_its_limit_and_nobody_waits_who_has_room(
         await asyncio.gather(*tasks.values(), return_exceptions=True)
 
     asyncio.run(play())
+
+
+async def test_a_line_that_formed_while_servers_started_is_looked_at_again(world: World) -> None:
+    waiting = [asyncio.create_task(world.claim(name)) for name in ("s1", "s2", "s3")]
+    await settled()
+    assert {"server-1", "server-2"} <= set(world.servers.asked)
+
+    world.servers.idle = {"server-2": [IdleSession(0.0, "s2")]}
+    world.pool.warm_up()  # as it does every now and then
+
+    assert "server-2" == await waiting[2]
+
+
+async def test_what_changes_while_servers_are_asked_is_asked_about_again(world: World) -> None:
+    await world.claim("s1")
+    await world.claim("s2")
+    first = asyncio.create_task(world.claim("s3"))
+    await asyncio.sleep(0)
+    world.pool.relieve()  # s1 has become idle, and the server's answer is under way
+    world.servers.idle = {"server-1": [IdleSession(0.0, "s1")]}
+
+    assert "server-1" == await first
+
+
+async def test_the_full_line_of_one_tenant_refuses_nobody_else(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_pool, "MAX_WAITING", 1)
+    ada = SessionLimits(per_tenant=1).groups(provider="scripted", tenant="ada")
+    await world.claim("s1")
+    await world.claim("s2", ada)
+    world.pool.release("s1")
+    waiting = asyncio.create_task(world.claim("s3", ada))
+    await settled()
+
+    with pytest.raises(MaxSessionsExceeded):
+        await world.claim("s4", ada)
+
+    assert "server-1" == await world.claim("s5")
+    assert 1 == world.pool.waiting
+    waiting.cancel()
+
+
+async def test_a_server_that_comes_with_sessions_is_given_no_others(world: World) -> None:
+    await world.claim("s1")
+    await world.claim("s2")
+    waiting = asyncio.create_task(world.claim("s3"))
+    await settled()
+
+    world.pool.join(Started("old", "old", "node"), [PlacedSession("s9", alone=False, groups=())])
+    await settled()
+
+    assert (False, "old") == (waiting.done(), world.pool.placement.server_of("s9"))
+    waiting.cancel()
+
+
+async def test_when_a_server_is_lost_the_place_in_its_group_is_given_to_who_waits() -> None:
+    world = World(max_servers=3, warm=1)
+    ada = SessionLimits(per_tenant=1).groups(provider="scripted", tenant="ada")
+    lost = await world.claim("s1", ada)
+    await settled()
+    waiting = asyncio.create_task(world.claim("s2", ada))
+    await settled()
+
+    world.pool.lose(lost)
+
+    assert lost != await waiting
+
+
+async def test_no_more_sessions_leave_than_a_group_has_room_for(world: World) -> None:
+    ada = SessionLimits(per_tenant=1).groups(provider="scripted", tenant="ada")
+    await world.claim("s1")
+    await world.claim("s2")
+    world.servers.idle = {"server-1": [IdleSession(1.0, "s1")], "server-2": [IdleSession(2.0, "s2")]}
+    waiting = [asyncio.create_task(world.claim(name, ada)) for name in ("s3", "s4")]
+    await settled()
+
+    assert ["s2"] == world.servers.hibernated
+    for one in waiting:
+        one.cancel()
