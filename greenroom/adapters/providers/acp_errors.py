@@ -18,9 +18,9 @@ from ...domain.errors import (
     ProviderOverloaded,
     ProviderQuotaExceeded,
     ProviderRateLimited,
-    ProviderTimeout,
     ProviderUnavailable,
 )
+from .http_errors import class_of_status
 
 REQUEST_CANCELLED = -32800
 """The code with which an agent answers a request that was cancelled."""
@@ -34,20 +34,6 @@ _BY_CAUSE: Mapping[str, type[GreenroomError]] = {
     "usage_limit_exceeded": ProviderQuotaExceeded,
 }
 """Names that say more than the status: a used-up limit answers 429, and waiting does not help."""
-
-_BY_STATUS: Mapping[int, type[GreenroomError]] = {
-    400: ProviderInvalidRequest,
-    401: ProviderAuthenticationFailed,
-    402: ProviderQuotaExceeded,
-    403: ProviderAuthenticationFailed,
-    404: ProviderInvalidRequest,
-    408: ProviderTimeout,
-    413: ProviderInvalidRequest,
-    422: ProviderInvalidRequest,
-    429: ProviderRateLimited,
-    504: ProviderTimeout,
-    529: ProviderOverloaded,
-}
 
 _BY_NAME: Mapping[str, type[GreenroomError]] = {
     "authentication_failed": ProviderAuthenticationFailed,
@@ -105,9 +91,8 @@ def error_class(message: str, *, status: int | None, name: str | None, code: int
     spelled = _snake(name or "")
     if telling := _BY_CAUSE.get(spelled):
         return telling
-    if status is not None:
-        server_side = status >= HTTPStatus.INTERNAL_SERVER_ERROR
-        return _BY_STATUS.get(status, ProviderUnavailable if server_side else ProviderError)
+    if of_status := class_of_status(status):
+        return of_status
     if known := _BY_NAME.get(spelled) or _BY_CODE.get(code or 0):
         return known
     return ProviderRateLimited if _RATE_LIMIT_IN_TEXT.search(message) else ProviderError

@@ -3,7 +3,6 @@ text, one by its words."""
 
 import re
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any
 
 from ...domain.errors import (
@@ -18,19 +17,7 @@ from ...domain.errors import (
     ProviderTimeout,
     ProviderUnavailable,
 )
-
-_BY_STATUS: Mapping[int, type[GreenroomError]] = {
-    400: ProviderInvalidRequest,
-    401: ProviderAuthenticationFailed,
-    402: ProviderQuotaExceeded,
-    403: ProviderAuthenticationFailed,
-    404: ProviderInvalidRequest,
-    408: ProviderTimeout,
-    413: ProviderInvalidRequest,
-    429: ProviderRateLimited,
-    504: ProviderTimeout,
-    529: ProviderOverloaded,
-}
+from .http_errors import class_of_status
 
 _BY_WORDS: Mapping[str, type[GreenroomError]] = {
     r"user cancell?ed|cancell?ed by (the )?user": Cancelled,
@@ -84,9 +71,7 @@ def _error(text: str, message: str, details: Mapping[str, Any], *, otherwise: ty
 
 
 def _error_class(status: int | None, text: str, otherwise: type[GreenroomError]) -> type[GreenroomError]:
-    if status is not None and status in _BY_STATUS:
-        return _BY_STATUS[status]
-    for words, named in _BY_WORDS.items():
-        if re.search(words, text, re.IGNORECASE):
-            return named
-    return ProviderUnavailable if status is not None and status >= HTTPStatus.INTERNAL_SERVER_ERROR else otherwise
+    if of_status := class_of_status(status):
+        return of_status
+    named = (found for words, found in _BY_WORDS.items() if re.search(words, text, re.IGNORECASE))
+    return next(named, otherwise)

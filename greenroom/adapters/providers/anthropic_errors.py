@@ -22,6 +22,7 @@ from ...domain.errors import (
     ProviderTimeout,
     ProviderUnavailable,
 )
+from .http_errors import class_of_status
 
 BY_ERROR_CODE: dict[str, type[GreenroomError]] = {
     "contract_spend_limit_reached": ProviderQuotaExceeded,
@@ -48,27 +49,6 @@ BY_TYPE: dict[str, type[GreenroomError]] = {
     "memory_path_conflict_error": ProviderInvalidRequest,
 }
 """`error.type` of the body: the only thing that tells in the middle of a stream, where the status was 200."""
-
-BY_STATUS: dict[int, type[GreenroomError]] = {
-    400: ProviderInvalidRequest,
-    401: ProviderAuthenticationFailed,
-    402: ProviderQuotaExceeded,
-    403: ProviderAuthenticationFailed,
-    404: ProviderInvalidRequest,
-    408: ProviderTimeout,
-    409: ProviderUnavailable,
-    412: ProviderInvalidRequest,
-    413: ProviderInvalidRequest,
-    422: ProviderInvalidRequest,
-    429: ProviderRateLimited,
-    431: ProviderInvalidRequest,
-    499: ProviderUnavailable,
-    500: ProviderUnavailable,
-    501: ProviderUnavailable,
-    503: ProviderUnavailable,
-    504: ProviderTimeout,
-    529: ProviderOverloaded,
-}
 
 BY_CLASS: tuple[tuple[type[Exception], type[GreenroomError]], ...] = (
     (anthropic.APITimeoutError, ProviderTimeout),
@@ -136,10 +116,7 @@ def _kind(exc: Exception) -> type[GreenroomError]:
         return BY_ERROR_CODE[exc.error_code]
     if "credit balance" in text:  # answered as a plain 400 invalid_request_error
         return ProviderQuotaExceeded
-    family = ProviderError
-    if status >= HTTPStatus.BAD_REQUEST:
-        family = ProviderUnavailable if status >= HTTPStatus.INTERNAL_SERVER_ERROR else ProviderInvalidRequest
-    return BY_TYPE.get(exc.type or "") or BY_STATUS.get(status, family)
+    return BY_TYPE.get(exc.type or "") or class_of_status(status) or ProviderError
 
 
 def _what_happened(exc: Exception) -> str:

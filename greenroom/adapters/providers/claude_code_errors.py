@@ -1,7 +1,6 @@
 """What Claude Code says went wrong, in Greenroom's words: one table by HTTP status, one by its own names."""
 
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any
 
 from ...domain.errors import (
@@ -14,17 +13,7 @@ from ...domain.errors import (
     ProviderRateLimited,
     ProviderUnavailable,
 )
-
-_BY_STATUS: Mapping[int, type[GreenroomError]] = {
-    400: ProviderInvalidRequest,
-    401: ProviderAuthenticationFailed,
-    402: ProviderQuotaExceeded,
-    403: ProviderAuthenticationFailed,
-    404: ProviderInvalidRequest,
-    413: ProviderInvalidRequest,
-    429: ProviderRateLimited,
-    529: ProviderOverloaded,
-}
+from .http_errors import class_of_status
 
 _BY_NAME: Mapping[str, type[GreenroomError]] = {
     "authentication_failed": ProviderAuthenticationFailed,
@@ -40,11 +29,7 @@ _UNKNOWN_SESSION = "No conversation found"
 
 def error_class(status: int | None, name: str | None) -> type[GreenroomError]:
     """The class for an HTTP status, else for Claude Code's own name of the error."""
-    if status is not None:
-        return _BY_STATUS.get(
-            status, ProviderUnavailable if status >= HTTPStatus.INTERNAL_SERVER_ERROR else ProviderError
-        )
-    return _BY_NAME.get(name or "", ProviderError)
+    return class_of_status(status) or _BY_NAME.get(name or "", ProviderError)
 
 
 def error_of_result(result: Mapping[str, Any], *, name: str | None) -> GreenroomError:

@@ -6,7 +6,6 @@ The app-server names most errors; `codex exec` gives nothing but the text that a
 import json
 import re
 from collections.abc import Iterator, Mapping
-from http import HTTPStatus
 from typing import Any, cast
 
 from ...domain.errors import (
@@ -22,20 +21,7 @@ from ...domain.errors import (
     ProviderTimeout,
     ProviderUnavailable,
 )
-
-_BY_STATUS: Mapping[int, type[GreenroomError]] = {
-    400: ProviderInvalidRequest,
-    401: ProviderAuthenticationFailed,
-    402: ProviderQuotaExceeded,
-    403: ProviderAuthenticationFailed,
-    404: ProviderInvalidRequest,
-    408: ProviderTimeout,
-    413: ProviderInvalidRequest,
-    422: ProviderInvalidRequest,
-    429: ProviderRateLimited,
-    504: ProviderTimeout,
-    529: ProviderOverloaded,
-}
+from .http_errors import class_of_status
 
 _BY_NAME: Mapping[str, type[GreenroomError]] = {
     "contextWindowExceeded": ProviderInvalidRequest,
@@ -136,10 +122,8 @@ def _error(
 
 
 def _class(message: str, *, name: str | None, status: int | None) -> type[GreenroomError] | None:
-    if status is not None and status in _BY_STATUS:
-        return _BY_STATUS[status]
-    if status is not None and status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return ProviderUnavailable
+    if of_status := class_of_status(status):
+        return of_status
     for one in (name or "", *_api_names(message)):
         if one in _BY_NAME:
             return _BY_NAME[one]
