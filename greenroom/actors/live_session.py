@@ -230,12 +230,13 @@ class LiveSession:
 
     def _enqueue(self, runs: Sequence[LiveRun], keys: Sequence[str | None], call_id: str) -> None:
         events: list[NewEvent] = []
+        event, options = self._writer.event, given_options(runs[0].options)  # those of one call have the same
         for run, key in zip(runs, keys, strict=True):
             metadata = {"call_id": call_id} if key is None else {"call_id": call_id, "idempotency_key": key}
-            data = {"options": given_options(run.options), "message_count": len(run.messages)}
-            events.append(self._event(EventType.RUN_QUEUED, run, data, metadata=metadata, at_us=run.queued_at_us))
+            data = {"options": options, "message_count": len(run.messages)}
+            events.append(event(EventType.RUN_QUEUED, run, data, metadata=metadata, at_us=run.queued_at_us))
             events += [
-                self._event(EventType.MESSAGE_SENT, run, {"role": message.role.value, "content": message.content})
+                event(EventType.MESSAGE_SENT, run, {"role": message.role.value, "content": message.content})
                 for message in run.messages
             ]
             self._submissions.keep_key(key, run.run_id)
