@@ -45,7 +45,7 @@ class _Recording:
         elif line.get("id") in self._asked and not self._is_cancelled:
             params = self._asked[line["id"]]
             if not _allows(params, line["result"]["outcome"]):
-                self._mapping.denied(params["toolCall"]["toolCallId"])
+                self._mapping.deny(params["toolCall"]["toolCallId"])
 
     def received(self, line: Mapping[str, Any]) -> None:
         if "method" not in line:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from ...domain.errors import Cancelled, ProviderContentRefused, ProviderUnavailable
@@ -182,7 +182,7 @@ class AcpMapping:
         call = self._calls[tool_call_id]
         return call.tool_name, call.tool_input
 
-    def denied(self, tool_call_id: str) -> None:
+    def deny(self, tool_call_id: str) -> None:
         """This call was not allowed: it fails as denied, when the agent says that it failed or else with the answer."""
         self._denied.add(tool_call_id)
 
@@ -331,9 +331,7 @@ class AcpMapping:
 
 def _of(call: _Call, event: ProviderEvent) -> ProviderEvent:
     """The event, marked with the call that started the subagent whose call this is."""
-    if call.parent is None:
-        return event
-    return ProviderEvent(event.type, event.data, event.timestamp_us, {"parent_tool_call_id": call.parent})
+    return event if call.parent is None else replace(event, metadata={"parent_tool_call_id": call.parent})
 
 
 def _retrying(error: _Said) -> ProviderEvent:

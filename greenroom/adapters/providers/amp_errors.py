@@ -18,6 +18,7 @@ from ...domain.errors import (
     ProviderUnavailable,
 )
 from .http_errors import class_of_status
+from .wire_mapping import conversation_is_gone
 
 _BY_WORDS: Mapping[str, type[GreenroomError]] = {
     r"user cancell?ed|cancell?ed by (the )?user": Cancelled,
@@ -62,7 +63,7 @@ def _error(text: str, message: str, details: Mapping[str, Any], *, otherwise: ty
     """The error that `text` names, or else one of the class `otherwise`."""
     if _UNKNOWN_THREAD.search(text):
         return ProviderInvalidRequest(
-            f"{message}. The conversation is not there any more; run it with continuation='replay'.",
+            conversation_is_gone(message),
             details={**details, "http_status": None, "field": "continuation"},
         )
     found = _STATUS.search(text)

@@ -11,7 +11,7 @@ from ...domain.token_usage import TokenUsage
 from ...domain.tool import ToolOutcome, ToolResult
 from .amp_errors import error_of_exit, error_of_result
 from .tool_calls import tool_call_ended, tool_call_started
-from .wire_mapping import message_received, usage_updated
+from .wire_mapping import anthropic_usage, message_received, usage_updated
 
 _REJECTED = "rejected by permission rules"
 """What the result of a call says that a permission rule forbade; `permission_denials` comes too late and has no ids."""
@@ -111,12 +111,7 @@ class AmpMapping:
             yield replace(tool_call_started(block["id"], block["name"], block["input"]), metadata=metadata)
 
     def _count(self, usage: _Line) -> ProviderEvent:
-        self._spent += TokenUsage(
-            input_tokens=usage.get("input_tokens") or 0,
-            output_tokens=usage.get("output_tokens") or 0,
-            cache_read_tokens=usage.get("cache_read_input_tokens") or 0,
-            cache_write_tokens=usage.get("cache_creation_input_tokens") or 0,
-        )
+        self._spent += anthropic_usage(usage)
         return usage_updated(self._spent)
 
     def _turn_ended(self, message: _Line) -> Iterator[ProviderEvent]:

@@ -14,6 +14,7 @@ from ...domain.errors import (
     ProviderUnavailable,
 )
 from .http_errors import class_of_status
+from .wire_mapping import conversation_is_gone
 
 _BY_NAME: Mapping[str, type[GreenroomError]] = {
     "authentication_failed": ProviderAuthenticationFailed,
@@ -39,7 +40,7 @@ def error_of_result(result: Mapping[str, Any], *, name: str | None) -> Greenroom
     details = {"terminal_reason": result.get("terminal_reason"), "http_status": result.get("api_error_status")}
     if any(_UNKNOWN_SESSION in one for one in said):
         return ProviderInvalidRequest(
-            f"{message}. The conversation is not there any more; run it with continuation='replay'.",
+            conversation_is_gone(message),
             details={**details, "field": "continuation"},
         )
     return error_class(result.get("api_error_status"), name)(message, details=details)

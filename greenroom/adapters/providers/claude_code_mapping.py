@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 from ...domain.errors import Cancelled, ProviderUnavailable
@@ -11,7 +12,7 @@ from ...domain.token_usage import TokenUsage
 from ...domain.tool import ToolOutcome, ToolResult
 from .claude_code_errors import error_class, error_of_result
 from .tool_calls import tool_call_ended, tool_call_started
-from .wire_mapping import error_occurred, message_received, message_streamed, usage_updated
+from .wire_mapping import anthropic_usage, error_occurred, message_received, message_streamed, usage_updated
 
 SYNTHETIC_MODEL = "<synthetic>"
 """Messages with this model were written by the client itself: error texts, notes of an interruption."""
@@ -126,7 +127,7 @@ class ClaudeCodeMapping:
 
     def _count(self, usage: Mapping[str, Any]) -> ProviderEvent:
         """Counts of one message are cumulative: a later one replaces the earlier, and never with less."""
-        given, known = _usage(usage), self._of_message
+        given, known = anthropic_usage(usage), self._of_message
         self._of_message = TokenUsage(
             input_tokens=max(given.input_tokens, known.input_tokens),
             output_tokens=max(given.output_tokens, known.output_tokens),
@@ -154,7 +155,7 @@ class ClaudeCodeMapping:
     def _call_started(self, block: _Line, parent: str | None) -> ProviderEvent:
         metadata = {"parent_tool_call_id": parent} if parent else {}
         self._calls[block["id"]] = (block["name"], block["input"], metadata)
-        return _with(tool_call_started(block["id"], block["name"], block["input"]), metadata)
+        return replace(tool_call_started(block["id"], block["name"], block["input"]), metadata=metadata)
 
     def _user(self, line: _Line) -> Iterator[ProviderEvent]:
         content = line["message"].get("content")
@@ -164,7 +165,7 @@ class ClaudeCodeMapping:
             if call is not None:
                 name, arguments, metadata = call
                 result = self._tool_result(block)
-                yield _with(tool_call_ended(block["tool_use_id"], name, arguments, result), metadata)
+                yield replace(tool_call_ended(block["tool_use_id"], name, arguments, result), metadata=metadata)
 
     def _tool_result(self, block: _Line) -> ToolResult:
         output = _plain(block.get("content"))
@@ -189,19 +190,6 @@ class ClaudeCodeMapping:
         yield from ()
 
 
-def _with(event: ProviderEvent, metadata: dict[str, Any]) -> ProviderEvent:
-    return ProviderEvent(event.type, event.data, event.timestamp_us, metadata) if metadata else event
-
-
-def _usage(given: Mapping[str, Any]) -> TokenUsage:
-    return TokenUsage(
-        input_tokens=given.get("input_tokens") or 0,
-        output_tokens=given.get("output_tokens") or 0,
-        cache_read_tokens=given.get("cache_read_input_tokens") or 0,
-        cache_write_tokens=given.get("cache_creation_input_tokens") or 0,
-    )
-
-
 def _spent_since_last_result(result: _Line) -> tuple[TokenUsage, float | None]:
     """Tokens and cost of this turn.
 
@@ -210,7 +198,7 @@ def _spent_since_last_result(result: _Line) -> tuple[TokenUsage, float | None]:
     """
     models: Mapping[str, Mapping[str, Any]] = result.get("model_usage_since_last_result") or {}
     if not models:
-        return _usage(result.get("usage") or {}), result.get("total_cost_usd")
+        return anthropic_usage(result.get("usage") or {}), result.get("total_cost_usd")
     usage = TokenUsage()
     for spent in models.values():
         usage += TokenUsage(

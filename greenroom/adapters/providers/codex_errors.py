@@ -22,6 +22,7 @@ from ...domain.errors import (
     ProviderUnavailable,
 )
 from .http_errors import class_of_status
+from .wire_mapping import conversation_is_gone
 
 _BY_NAME: Mapping[str, type[GreenroomError]] = {
     "contextWindowExceeded": ProviderInvalidRequest,
@@ -115,7 +116,7 @@ def _error(
     details: dict[str, Any] = {"codex_error": name, "http_status": status}
     if _UNKNOWN_THREAD in message:
         details["field"] = "continuation"
-        message = f"{message}. The conversation is not there any more; run it with continuation='replay'."
+        message = conversation_is_gone(message)
     if after := _RETRY_AFTER.search(message):
         details["retry_after_s"] = float(after[1]) / (1_000 if after[2] == "ms" else 1)
     return found(message, details=details)

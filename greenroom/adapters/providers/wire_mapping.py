@@ -54,6 +54,21 @@ def usage_updated(usage: TokenUsage) -> ProviderEvent:
     return ProviderEvent(EventType.TOKEN_USAGE_UPDATED, usage.to_dict())
 
 
+def anthropic_usage(given: Mapping[str, Any]) -> TokenUsage:
+    """Counts under the names of the Messages API, which Claude Code and Amp keep."""
+    return TokenUsage(
+        input_tokens=given.get("input_tokens") or 0,
+        output_tokens=given.get("output_tokens") or 0,
+        cache_read_tokens=given.get("cache_read_input_tokens") or 0,
+        cache_write_tokens=given.get("cache_creation_input_tokens") or 0,
+    )
+
+
+def conversation_is_gone(said: str) -> str:
+    """What to tell of a handle that the client does not know (any more)."""
+    return f"{said}. The conversation is not there any more; run it with continuation='replay'."
+
+
 def error_occurred(code: str, message: str, *, retry_after_s: float | None = None) -> ProviderEvent:
     """Something went wrong at the provider, and the client tries again by itself."""
     data: dict[str, Any] = {"error_code": code, "error_message": message, "retryable": True}
