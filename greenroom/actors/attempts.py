@@ -2,24 +2,37 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
 from ..adapters.logs import get_logger
-from ..domain.errors import Cancelled, GreenroomError, InternalError, PolicyViolation, ProviderError
+from ..domain.errors import (
+    Cancelled,
+    GreenroomError,
+    InternalError,
+    PolicyViolation,
+    ProviderError,
+    ProviderInvalidRequest,
+)
 from ..domain.event import EventType
 from ..domain.provider import ProviderEvent, ProviderOutcome, ProviderRequest
+from ..domain.run_options import Continuation
 from ..domain.session import Session
 from ..domain.tool import Toolbox, ToolOutcome
-from ..domain.tool_policy import Verdict, parse_policy
+from ..domain.tool_policy import Policy, Verdict, parse_policy
+from ..domain.transcript import TranscriptLimits, TranscriptMessage
 from .approvals import Approvals
 from .guarded_tools import GuardedTools
 from .live_run import LiveRun
+from .past import read_transcript
 from .provider_attempt import completed_data, consume, storable_error
 from .provider_set import ProviderSet
 from .session_writer import SessionWriter
 
 _log = get_logger(__name__)
+
+_CONTINUING = (Continuation.NATIVE, Continuation.AUTO)
 
 
 class EndRun(Protocol):
@@ -49,6 +62,7 @@ class Attempts:
         writer: SessionWriter,
         approvals: Approvals,
         end: EndRun,
+        home: str | None,
     ) -> None:
         self._session = session
         self._providers = providers
@@ -56,6 +70,9 @@ class Attempts:
         self._writer = writer
         self._approvals = approvals
         self._end = end
+        self._home = home
+        self._conversations = dict(session.conversations)
+        """By provider: the newest that it had in this session."""
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -69,6 +86,10 @@ class Attempts:
             run.task = self._loop.create_task(self._execute(run))
             self._tasks.add(run.task)
             run.task.add_done_callback(self._tasks.discard)
+
+    def keep_conversation(self, provider: str, handle: dict[str, str]) -> None:
+        """A run of the provider has ended with this conversation: a later one may go on with it."""
+        self._conversations[provider] = handle
 
     async def settle(self) -> None:
         """Wait until everything that was begun is over; whoever calls this has cancelled it."""
@@ -96,7 +117,21 @@ class Attempts:
 
     async def _consume(self, run: LiveRun) -> ProviderOutcome:
         provider = self._providers.get(run.provider)
-        request = ProviderRequest(
+        request = await self._request(run)
+        record, room = partial(self._record, run), self._writer.log.room
+        try:
+            return await consume(provider, request, run, record=record, room=room)
+        except ProviderInvalidRequest as exc:
+            if run.options.continuation is not Continuation.AUTO or exc.details.get("field") != "continuation":
+                raise
+            self._record(run, _conversation_gone(exc))
+        replayed = replace(request, conversation=None, history=await self._history(run))
+        return await consume(provider, replayed, run, record=record, room=room)
+
+    async def _request(self, run: LiveRun) -> ProviderRequest:
+        conversation = self._conversation(run)
+        policies = [parse_policy(given, field="options.policies") for given in run.options.policies]
+        return ProviderRequest(
             session_id=self._session.id,
             run_id=run.run_id,
             attempt=run.attempt,
@@ -106,15 +141,34 @@ class Attempts:
             model=run.options.model,
             max_turns=run.options.max_turns,
             options=self._providers.options(run.provider, run.options.provider_options),
-            tools=self._guarded(run),
+            tools=self._guarded(run, policies),
+            policies=tuple(policies),
+            permission_mode=run.options.permission_mode,
+            history=await self._history(run) if conversation is None else (),
+            conversation=conversation,
+            continues=run.options.continuation in _CONTINUING,
+            home=self._home,
         )
-        return await consume(provider, request, run, record=partial(self._record, run), room=self._writer.log.room)
 
-    def _guarded(self, run: LiveRun) -> GuardedTools:
+    def _conversation(self, run: LiveRun) -> dict[str, str] | None:
+        """The provider's own one to go on with, if the run wants that and there is one."""
+        if run.options.continuation not in _CONTINUING:
+            return None
+        return self._conversations.get(run.provider)
+
+    async def _history(self, run: LiveRun) -> tuple[TranscriptMessage, ...]:
+        """What the run is to be told of the past in words."""
+        if run.options.continuation not in (Continuation.REPLAY, Continuation.AUTO):
+            return ()
+        transcript = await read_transcript(self._session.id, self._writer.log)
+        limits = run.options.continuation_limits or TranscriptLimits()
+        return tuple(transcript.messages(limits, ended_only=True, without=run.run_id))
+
+    def _guarded(self, run: LiveRun, policies: Sequence[Policy]) -> GuardedTools:
         return GuardedTools(
             self._tools,
             run,
-            policies=[parse_policy(given, field="options.policies") for given in run.options.policies],
+            policies=policies,
             approvals=self._approvals,
             past=run.past_calls,
             report=self._report_violation,
@@ -163,3 +217,9 @@ class Attempts:
 
     def _stop_for_violation(self, run: LiveRun, violation: PolicyViolation) -> None:
         self._fail(run, violation, tool_outcome=ToolOutcome.DENIED)
+
+
+def _conversation_gone(exc: ProviderInvalidRequest) -> ProviderEvent:
+    """The run goes on with a replay."""
+    data = {"error_code": exc.code, "error_message": exc.message, "retryable": True}
+    return ProviderEvent(EventType.ERROR_OCCURRED, data)

@@ -12,6 +12,7 @@ import ray.exceptions
 
 from ..adapters.clock import id_factory, now_us
 from ..adapters.logs import get_logger, log_to_stderr
+from ..adapters.session_homes import remove_home
 from ..domain.errors import GreenroomError, InvalidOperation, SessionDraining, ValidationError
 from ..domain.identifiers import SESSION_ID
 from ..domain.placement import Placement, SessionLimits
@@ -158,6 +159,7 @@ class Directory:
                 self._pool.release(session_id)
                 self._epochs.pop(session_id, None)
             await self._stores.ask(session_id, "delete_session")
+            await asyncio.to_thread(remove_home, self._settings["homes"], session_id)
             self._opens = {key: opened for key, opened in self._opens.items() if opened != session_id}
 
     async def _leave(self, name: str, session_id: str) -> None:

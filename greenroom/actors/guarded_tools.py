@@ -36,25 +36,31 @@ class GuardedTools:
         self._report = report
         self._stop = stop
         self._specs = {spec.name: spec for spec in tools.specs()}
+        self._agreed: set[str] = set()
+        """Calls that a person has agreed to: whoever asks again, for another reason, need not ask that person."""
 
     def specs(self) -> tuple[ToolSpec, ...]:
         return self._tools.specs()
 
-    async def permit(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult | None:
+    async def permit(
+        self, name: str, arguments: dict[str, Any], call_id: str, *, asks: bool = False
+    ) -> ToolResult | None:
         recorded = self._run.recorded_calls.pop(call_id, None)
         if recorded is not None:
             await asyncio.shield(recorded)  # else a crash could leave the effects of a call that nobody knows of
-        verdict = tool_verdict(self._policies, name, self._approval_of(name))
+        approval = ToolApproval.ALWAYS if asks else self._approval_of(name)
+        verdict = tool_verdict(self._policies, name, approval)
         if verdict.permission is Permission.DENY:
             return self._deny(verdict, name, call_id)
         past = self._past.take(name, arguments, side_effects=self._has_side_effects(name))
         if past is not None:
             return past
-        if verdict.permission is Permission.ASK:
-            approval = await self._approvals.ask(self._run, call_id, name, arguments)
-            if approval.decision is not Decision.APPROVE:
-                why = f": {approval.reason}" if approval.reason else ""
-                return _denied(ApprovalDenied.code, f"{approval.by} did not allow this call of {name}{why}.")
+        if verdict.permission is Permission.ASK and call_id not in self._agreed:
+            answer = await self._approvals.ask(self._run, call_id, name, arguments)
+            if answer.decision is not Decision.APPROVE:
+                why = f": {answer.reason}" if answer.reason else ""
+                return _denied(ApprovalDenied.code, f"{answer.by} did not allow this call of {name}{why}.")
+            self._agreed.add(call_id)
         return None
 
     async def invoke(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult:

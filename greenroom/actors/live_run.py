@@ -57,6 +57,8 @@ class LiveRun:
     """What this attempt has asked for so far."""
     past_calls: PastCalls = field(default_factory=PastCalls)
     """Tool calls of earlier attempts."""
+    conversation: dict[str, str] | None = None
+    """What its provider has said that it needs to go on with the conversation."""
     violated: set[str] = field(default_factory=set[str])
     """Rules that it has broken so far."""
 

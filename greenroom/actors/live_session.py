@@ -33,10 +33,12 @@ from ..domain.run_options import Busy, RunOptions, given_options
 from ..domain.session import DRAINED, Session, SessionState, SessionStatus, next_session_status
 from ..domain.steering import SteerReceipt
 from ..domain.tool import Toolbox
+from ..domain.transcript import TranscriptLimits
 from .approvals import Approvals
 from .event_feed import PAGE_EVENTS, EventFeed
 from .live_run import LiveRun
 from .open_runs import OpenRuns
+from .past import read_transcript
 from .provider_set import ProviderSet
 from .run_outcomes import Outcome, RunOutcomes
 from .session_writer import SessionWriter
@@ -72,9 +74,10 @@ class LiveSession:
         on_idle: Callable[[], None] = lambda: None,
         gate: RunGate | None = None,
         shared: bool = False,
+        home: str | None = None,
     ) -> None:
-        """`on_idle` is called when the last of its runs has ended. A `shared` one takes no runs of providers that need
-        a process of their own."""
+        """`on_idle` is called when the last of its runs has ended. `home` is a directory of its own, for providers. A
+        `shared` one takes no runs of providers that need a process of their own."""
         self.session_id = session.id
         self.session = session
         self.status = session.status
@@ -99,6 +102,7 @@ class LiveSession:
             outcomes=self._outcomes,
             gate=gate or OpenGate(),
             on_idle=on_idle,
+            home=home,
         )
         self.queue = self._runs.queue
         self._steering = SteeringDesk(providers, self._writer)
@@ -167,7 +171,7 @@ class LiveSession:
         """Everything that can refuse a submit; changes nothing."""
         self._refuse_unless_open()
         provider = options.provider or self.session.provider
-        self.providers.check(provider, options.provider_options, field="options.provider_options")
+        self.providers.check(provider, options)
         if self.is_shared and not self.providers.runs_in_process(provider):
             raise NeedsOwnServer
         messages = [parse_input(given, max_bytes=self._max_input_bytes) for given in inputs]
@@ -506,6 +510,17 @@ class LiveSession:
             return None
         outcome = await self._outcome(run_id)
         return outcome.last_seq if isinstance(outcome, RunResult) else outcome.details["last_seq"]
+
+    async def transcript(self, max_messages: int | None, max_tokens: int | None) -> list[dict[str, Any]]:
+        """What was said in the session so far, the newest of it within the limits, oldest first.
+
+        ValidationError for a limit below 1. Each message: role, content, tool_call_id, tool_name, tool_input,
+        tool_output, metadata.
+        """
+        self._check_here()
+        limits = TranscriptLimits(max_messages=max_messages, max_tokens=max_tokens)
+        transcript = await read_transcript(self.session_id, self._log)
+        return [message.to_dict() for message in transcript.messages(limits)]
 
     # Leaving
 

@@ -9,6 +9,7 @@ from ..adapters.providers.tool_calls import tool_call_abandoned
 from ..domain.errors import GreenroomError, SessionMoved
 from ..domain.event import EventType, NewEvent
 from ..domain.event_log import Committed
+from ..domain.record_projection import CONVERSATION
 from ..domain.recovery import Recovery
 from ..domain.run_gate import RunGate
 from ..domain.run_queue import RunQueue
@@ -53,6 +54,7 @@ class OpenRuns:
         outcomes: RunOutcomes,
         gate: RunGate,
         on_idle: Callable[[], None],
+        home: str | None = None,
     ) -> None:
         """`on_idle` is called when the last run has ended."""
         self.queue = RunQueue(slots=session.max_concurrent_runs, capacity=session.max_queued_runs)
@@ -64,7 +66,7 @@ class OpenRuns:
         self._gate = gate
         self._on_idle = on_idle
         self._attempts = Attempts(
-            session, providers=providers, tools=tools, writer=writer, approvals=approvals, end=self.end
+            session, providers=providers, tools=tools, writer=writer, approvals=approvals, end=self.end, home=home
         )
         self._loop = asyncio.get_running_loop()
         self._runs: dict[str, LiveRun] = {}
@@ -241,6 +243,9 @@ class OpenRuns:
             for started in run.open_tool_calls.values()
         ]
         events += self._approvals.close_run(run)
+        if run.conversation is not None:
+            metadata = {**(metadata or {}), CONVERSATION: run.conversation}
+            self._attempts.keep_conversation(run.provider, run.conversation)
         events.append(self._writer.event(event_type, run, data, metadata=metadata))
         return _Ending(run, event_type, data, error, events[-1].timestamp_us, len(events) - 1)
 

@@ -7,7 +7,7 @@ from typing import Any
 from ..domain.errors import GreenroomError, ProviderError, SessionMoved, WriterFenced, error_from_record
 from ..domain.event import RECORD_TYPES
 from ..domain.json_values import check_json_safe
-from ..domain.provider import Provider, ProviderEvent, ProviderOutcome, ProviderRequest
+from ..domain.provider import Provider, ProviderConversation, ProviderEvent, ProviderOutcome, ProviderRequest
 from .live_run import LiveRun
 
 
@@ -31,6 +31,9 @@ async def consume(
                 break
             if isinstance(item, ProviderOutcome):
                 outcome = item
+                continue
+            if isinstance(item, ProviderConversation):
+                run.conversation = dict(item.handle)
                 continue
             if item.type in RECORD_TYPES:
                 raise ProviderError(f"Provider {run.provider!r} gave {item.type}, which only the session may.")

@@ -4,9 +4,11 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from ..adapters.providers.registry import BUILT_IN_DECLARATIONS, provider_class
-from ..domain.errors import ValidationError
+from ..adapters.providers.registry import BUILT_IN_DECLARATIONS, ProviderClass, provider_class
+from ..domain.errors import CapabilityNotSupported, ValidationError
+from ..domain.permission_mode import PermissionMode
 from ..domain.provider import Provider, ProviderDeclaration
+from ..domain.run_options import Continuation, RunOptions
 
 MAX_MERGED = 256
 """Different options of runs that are kept merged with the declared ones."""
@@ -29,12 +31,16 @@ class ProviderSet:
                 self._instances.pop(name, None)
                 self._merged.clear()
 
-    def check(self, name: str, options: Mapping[str, Any], *, field: str) -> None:
-        """Raise ValidationError unless there is such a provider and it takes these options."""
+    def check(self, name: str, run: RunOptions) -> None:
+        """Refuse a run that the provider cannot carry out as its options say: ValidationError where there is no such
+        provider or it does not take its options, CapabilityNotSupported for what it cannot do."""
         declared = self._declared(name)
+        if run.permission_mode is not PermissionMode.DEFAULT or run.continuation is Continuation.NATIVE:
+            _check_abilities(name, provider_class(declared.kind), run)
+        options = run.provider_options
         if options and (name, id(options)) not in self._merged:
             merged = {**declared.options, **options}
-            provider_class(declared.kind).check_options(merged, field=field)
+            provider_class(declared.kind).check_options(merged, field="options.provider_options")
             self._merged[name, id(options)] = (options, merged)
             if len(self._merged) > MAX_MERGED:
                 del self._merged[next(iter(self._merged))]
@@ -42,6 +48,10 @@ class ProviderSet:
     def runs_in_process(self, name: str) -> bool:
         """Whether the provider starts no processes and keeps no working directory, so that sessions can share one."""
         return bool(getattr(provider_class(self._declared(name).kind), "RUNS_IN_PROCESS", False))
+
+    def continues_natively(self, name: str) -> bool:
+        """Whether the provider has conversations of its own that it can go on with."""
+        return _continues_natively(provider_class(self._declared(name).kind))
 
     def get(self, name: str) -> Provider:
         """The provider, made now if this is its first use."""
@@ -71,3 +81,22 @@ class ProviderSet:
             hint = f"did you mean {near[0]!r}?" if near else f"declared are: {', '.join(sorted(self._declarations))}."
             raise ValidationError(f"Provider {name!r} is not declared; {hint}", details={"field": "provider"})
         return declared
+
+
+def _continues_natively(kind: ProviderClass) -> bool:
+    return bool(getattr(kind, "CONTINUES_NATIVELY", False))
+
+
+def _check_abilities(name: str, kind: ProviderClass, run: RunOptions) -> None:
+    modes: frozenset[PermissionMode] = getattr(kind, "PERMISSION_MODES", frozenset({PermissionMode.DEFAULT}))
+    if run.permission_mode not in modes:
+        raise CapabilityNotSupported(
+            f"Provider {name!r} cannot honour permission_mode {run.permission_mode.value!r}; it can:"
+            f" {', '.join(sorted(modes))}.",
+            details={"field": "options.permission_mode", "provider": name},
+        )
+    if run.continuation is Continuation.NATIVE and not _continues_natively(kind):
+        raise CapabilityNotSupported(
+            f"Provider {name!r} has no conversations of its own; use continuation='replay' or 'auto'.",
+            details={"field": "options.continuation", "provider": name},
+        )

@@ -22,6 +22,7 @@ from ..adapters.option_parsing import parse_options
 from ..adapters.providers.registry import BUILT_IN_DECLARATIONS
 from ..adapters.query_rows import DEFAULT_QUERY_LIMIT, unpack_rows
 from ..adapters.run_option_parsing import parse_run_options
+from ..adapters.session_homes import homes_folder, remove_homes
 from ..domain.approval import BY_CALLER
 from ..domain.errors import (
     GreenroomError,
@@ -525,7 +526,9 @@ class Runtime:
         self._ended = True
         if ray.is_initialized() and _same_cluster(self._address):
             await self._stop_actors()
-        if self.data_dir != MEMORY_DATA_DIR:
+        if self.data_dir == MEMORY_DATA_DIR:
+            await asyncio.to_thread(remove_homes, homes_folder(self.data_dir, self._address.namespace))
+        else:
             remove_record(Path(self.data_dir))
 
     def shutdown(self) -> None:

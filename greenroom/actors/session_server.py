@@ -15,9 +15,9 @@ from ..adapters.clock import id_factory, now_us
 from ..adapters.json_safety import require_json_safe
 from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.run_option_parsing import load_parser
+from ..adapters.session_homes import home_of
 from ..domain.approval import BY_CALLER
 from ..domain.errors import (
-    CapabilityNotSupported,
     GreenroomError,
     InvalidOperation,
     SessionMoved,
@@ -188,6 +188,7 @@ class SessionServer:
             idempotency_key=idempotency_key,
             log=self._log,
             providers=ProviderSet(self._settings["providers"]),
+            home=str(home_of(self._settings["homes"], session_id)),
             default_provider=self._settings["default_provider"],
             max_input_bytes=self._settings["max_input_bytes"],
             approval_expires_s=self._settings["approval_expires_s"],
@@ -415,8 +416,15 @@ class SessionServer:
 
     async def transcript(
         self, session_id: str, call_id: str, max_messages: int | None = None, max_tokens: int | None = None
-    ) -> None:
-        raise CapabilityNotSupported("transcript is not in this version.")
+    ) -> list[dict[str, Any]]:
+        return await self._serve(
+            session_id,
+            lambda live: live.transcript(max_messages, max_tokens),
+            "transcript",
+            call_id,
+            max_messages,
+            max_tokens,
+        )
 
     async def drain(self, session_id: str, call_id: str, timeout_s: float | None = None) -> bool:
         return await self._serve(session_id, lambda live: live.drain(timeout_s), "drain", call_id, timeout_s)

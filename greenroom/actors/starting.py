@@ -13,6 +13,7 @@ import ray.exceptions
 import ray.util.scheduling_strategies
 
 from ..adapters.data_dir import MEMORY_DATA_DIR, recorded_shards
+from ..adapters.session_homes import homes_folder
 from ..adapters.settings import Settings, load_settings
 from ..domain.errors import GreenroomError, InvalidOperation, StorageConnectionFailed, ValidationError
 from . import ray_cluster
@@ -193,15 +194,16 @@ def _wire(address: RuntimeAddress, settings: Settings, *, owns_ray: bool) -> Run
     directory: Any = (
         ray.remote(Directory)
         .options(name=DIRECTORY, **options)
-        .remote(address, sharded, {**_server_settings(settings), "limiter": limiter})
+        .remote(address, sharded, {**_server_settings(settings, address), "limiter": limiter})
     )
     _check_version(_ask(directory.settings.remote())["version"], address)
     return Runtime(address, stores=sharded, directory=directory, owns_ray=owns_ray)
 
 
-def _server_settings(settings: Settings) -> dict[str, Any]:
+def _server_settings(settings: Settings, address: RuntimeAddress) -> dict[str, Any]:
     """What the Directory and the session servers go by."""
     return {
+        "homes": str(homes_folder(address.data_dir, address.namespace)),
         "providers": settings.declarations(),
         "default_provider": settings.default_provider,
         "max_input_bytes": settings.limits.max_input_bytes,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ..domain.errors import InvalidCursor, SessionNotFound, WriterFenced
 from ..domain.event import RECORD_TYPES, Event, NewEvent
 from ..domain.event_log import CommitListener, Committed, EventQuery, Ownership, SessionRecords
-from ..domain.record_projection import fold_run, fold_session
+from ..domain.record_projection import changes_session, fold_run, fold_session
 from ..domain.run import Run
 from ..domain.session import Session
 from .clock import now_us
@@ -123,9 +123,9 @@ class MemoryEventLog:
 def _project(log: _Log, event: Event) -> None:
     if event.type not in RECORD_TYPES:
         return
-    if event.run_id is None:
+    if changes_session(event):
         log.session = fold_session(log.session, event, epoch=log.epoch)
-    else:
+    if event.run_id is not None:
         log.runs[event.run_id] = fold_run(log.runs.get(event.run_id), event)
 
 

@@ -74,7 +74,9 @@ class CallableToolbox:
     def specs(self) -> tuple[ToolSpec, ...]:
         return tuple(self._specs.values())
 
-    async def permit(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult | None:
+    async def permit(
+        self, name: str, arguments: dict[str, Any], call_id: str, *, asks: bool = False
+    ) -> ToolResult | None:
         return None
 
     async def invoke(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult:

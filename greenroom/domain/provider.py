@@ -6,9 +6,12 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from .event import EventType
+from .permission_mode import PermissionMode
 from .run_input import Message
 from .token_usage import TokenUsage
 from .tool import Toolbox
+from .tool_policy import Policy
+from .transcript import TranscriptMessage
 
 
 class CapabilityType(StrEnum):
@@ -49,6 +52,17 @@ class ProviderRequest:
     options: Mapping[str, Any]
     """The declared options of the provider with the run's own laid over them."""
     tools: Toolbox
+    policies: tuple[Policy, ...] = ()
+    """What `tools` decides by, for a provider whose agent has to be told before it begins."""
+    permission_mode: PermissionMode = PermissionMode.DEFAULT
+    history: tuple[TranscriptMessage, ...] = ()
+    """What was said in the session before, where the run is to be told of it."""
+    conversation: Mapping[str, str] | None = None
+    """The provider's own conversation to go on with, as an earlier attempt reported it."""
+    continues: bool = False
+    """Whether later runs are likely to go on with the conversation of this one."""
+    home: str | None = None
+    """A directory that is the session's own and outlives its processes; it may not exist yet. None: there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +77,13 @@ class ProviderEvent:
     timestamp_us: int | None = None
     """When the provider says that it happened; None: now."""
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderConversation:
+    """What the provider needs to go on with this conversation in a later run: kept with the session, by provider."""
+
+    handle: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +108,14 @@ class Provider(Protocol):
         """What it can do."""
         ...
 
-    def execute(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent | ProviderOutcome]:
+    def execute(
+        self, request: ProviderRequest
+    ) -> "AsyncGenerator[ProviderEvent | ProviderConversation | ProviderOutcome]":
         """Carry out one attempt: any number of events, then exactly one outcome, then the end.
+
+        A provider with conversations of its own tells of this one as soon as it knows, and again when its handle
+        changes. One that is asked to go on with a conversation that is not there any more raises
+        ProviderInvalidRequest with `details.field` "continuation", before any event.
 
         Failure is a raised GreenroomError (a foreign exception has been translated); Cancelled says that the provider
         ended its turn because somebody asked, and the run ends cancelled. A tool call that was reported

@@ -8,11 +8,22 @@ from .event import RUN_ENDINGS, Event, EventType
 from .run import Run, RunStatus, next_run_status
 from .session import Session, SessionState, next_session_status
 
+CONVERSATION = "conversation"
+"""Key in the metadata of the event that ends a run: the conversation that its provider had."""
+
+
+def changes_session(event: Event) -> bool:
+    """Whether the session's record is another one after this event, which may be a run's."""
+    return event.run_id is None or (event.type in RUN_ENDINGS and CONVERSATION in event.metadata)
+
 
 def fold_session(session: Session | None, event: Event, *, epoch: int) -> Session:
-    """The session's record after one more session_* event."""
+    """The session's record after one more event that changes it."""
     if session is None:
         return _created(event, epoch)
+    if event.run_id is not None:
+        conversations = {**session.conversations, event.provider or "": event.metadata[CONVERSATION]}
+        return replace(session, conversations=conversations)
     status = next_session_status(session.status, event.type)
     return replace(
         session,

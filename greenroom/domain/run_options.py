@@ -1,11 +1,13 @@
 """The options of a run, with their defaults in one place."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
 from .errors import ValidationError
+from .permission_mode import PermissionMode
+from .transcript import TranscriptLimits
 
 DEFAULT_DEADLINE_S = 600.0
 DEFAULT_MAX_ATTEMPTS = 3
@@ -32,6 +34,19 @@ class Busy(StrEnum):
     """The input is handed to the run that has been under way longest, whose id is the answer."""
 
 
+class Continuation(StrEnum):
+    """What a run is told of the runs of its session that have ended."""
+
+    OFF = "off"
+    """Nothing."""
+    AUTO = "auto"
+    """Natively where the provider can and has a conversation of this session, else by replay."""
+    REPLAY = "replay"
+    """The transcript of the session goes before its input."""
+    NATIVE = "native"
+    """The provider's own conversation goes on: the newest one that it had in this session, or a first one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     """How a run is to be carried out. Checked when made: a bad value raises ValidationError that names the field."""
@@ -43,6 +58,10 @@ class RunOptions:
     deadline_s: float = DEFAULT_DEADLINE_S
     """Seconds from the start of the first attempt; waiting in the queue does not count, a crash does not reset it."""
     max_turns: int | None = None
+    permission_mode: PermissionMode = PermissionMode.DEFAULT
+    continuation: Continuation = Continuation.OFF
+    continuation_limits: TranscriptLimits | None = None
+    """How much of the past a replay tells; None: all of it."""
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
     on_crash: OnCrash = OnCrash.FAIL
     max_attempts: int = DEFAULT_MAX_ATTEMPTS
@@ -71,9 +90,6 @@ DEFAULT_RUN_OPTIONS = RunOptions()
 LATER_OPTIONS = frozenset(
     {
         "router",
-        "permission_mode",
-        "continuation",
-        "continuation_limits",
         "workspace",
         "required_capabilities",
         "optional_capabilities",
@@ -96,6 +112,8 @@ def given_options(options: RunOptions) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, StrEnum):
         return value.value
+    if isinstance(value, TranscriptLimits):
+        return asdict(value)
     return list(value) if isinstance(value, tuple) else value  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
 

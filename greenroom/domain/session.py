@@ -130,6 +130,8 @@ class Session:
     """Why it is paused, if something else than `pause` did that."""
     last_call_id: str | None = None
     """The call that brought it to its status: it may come again."""
+    conversations: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
+    """By provider: what it needs to go on with the newest conversation that it had in this session."""
 
     @property
     def is_paused(self) -> bool:
@@ -161,6 +163,7 @@ class Session:
             "idempotency_key": self.idempotency_key,
             "pause_reason": self.pause_reason,
             "last_call_id": self.last_call_id,
+            "conversations": self.conversations,
         }
 
     @classmethod

@@ -49,8 +49,9 @@ class ToolResult:
 class Toolbox(Protocol):
     """The tools of one session.
 
-    `permit` says whether a call may be made: None, or the answer for the model instead. `invoke` asks that itself, and
-    then runs the tool; who runs tools in other ways asks `permit` first. Both may wait for a person.
+    `permit` says whether a call may be made: None, or the answer for the model instead; with `asks` a person has to
+    agree, because the agent itself wants to know. `invoke` asks that itself, and then runs the tool; who runs tools in
+    other ways asks `permit` first. Both may wait for a person.
 
     `invoke` never raises for what a tool does: bad arguments, an exception, running past its time and an unknown name
     all come back as a ToolResult for the model. Only cancellation passes through.
@@ -58,7 +59,9 @@ class Toolbox(Protocol):
 
     def specs(self) -> tuple[ToolSpec, ...]: ...
 
-    async def permit(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult | None: ...
+    async def permit(
+        self, name: str, arguments: dict[str, Any], call_id: str, *, asks: bool = False
+    ) -> ToolResult | None: ...
 
     async def invoke(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult: ...
 
@@ -69,7 +72,9 @@ class NoTools:
     def specs(self) -> tuple[ToolSpec, ...]:
         return ()
 
-    async def permit(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult | None:
+    async def permit(
+        self, name: str, arguments: dict[str, Any], call_id: str, *, asks: bool = False
+    ) -> ToolResult | None:
         return None
 
     async def invoke(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult:

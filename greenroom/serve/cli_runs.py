@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,12 +38,30 @@ def run(
     model: Annotated[
         str | None, typer.Option("--model", metavar="NAME", help="Which model; else the provider's.")
     ] = None,
+    permission_mode: Annotated[
+        str | None,
+        typer.Option("--permission-mode", metavar="MODE", help="How freely an agent may use its tools: plan, ..."),
+    ] = None,
+    continuation: Annotated[
+        str | None,
+        typer.Option("--continuation", metavar="HOW", help="What it is told of the session: off, auto, replay, native."),
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option("--record", metavar="DIR", help="Keep what the agent's client says and hears, for kind replay."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The run's events, one JSON object per line.")] = False,
     data_dir: DataDir = None,
     debug: Debug = False,
 ) -> int:
     """Execute one run and show what it says as it comes. Ctrl-C cancels it."""
-    given = {"provider": provider, "model": model}
+    given = {
+        "provider": provider,
+        "model": model,
+        "permission_mode": permission_mode,
+        "continuation": continuation,
+        "provider_options": {"record": str(record.absolute())} if record is not None else None,
+    }
     options = {name: value for name, value in given.items() if value is not None}
     output = RunOutput(sys.stdout, sys.stderr)
     with opened_runtime(invocation_of(context)) as runtime:

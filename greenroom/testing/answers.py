@@ -1,4 +1,4 @@
-"""What a MessagesServer answers: builders for messages and for faults.
+"""What a loopback server answers: builders for messages and for faults, in the words of the Messages API.
 
 Messages add up: `thinking("Hm.") + text("I look.") + tool_use("weather", {"city": "Oslo"})` is one message of three
 blocks that ends with stop_reason `tool_use`.
@@ -64,6 +64,10 @@ class Answer:
         """One message with the blocks of both; all else is the other's, but that it calls tools if either does."""
         calls = "tool_use" in (self.stop_reason, other.stop_reason)
         return replace(other, blocks=self.blocks + other.blocks, stop_reason="tool_use" if calls else other.stop_reason)
+
+    def pieces(self, content: str) -> list[str]:
+        """The text of a block in the pieces in which it is streamed, none of them empty."""
+        return _pieces(content, self.chunks)
 
     def message(self, message_id: str, model: str) -> dict[str, Any]:
         """The whole message, as it is answered without streaming."""

@@ -1,56 +1,19 @@
 """A Messages API on the loopback: the real SDKs and programs can be driven with no network and no key."""
 
-import contextlib
-import json
-import select
-import socket
-import threading
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
-from .answers import ERROR_TYPES, Answer, Ending, error, text
-
-Answering = Answer | Callable[[dict[str, Any]], Answer]
-"""An answer, or what makes one from the body of the request."""
-
-_SECRET_HEADERS = frozenset({"authorization", "x-api-key", "cookie"})
-_STOP_WAIT_S = 5.0
+from .answers import ERROR_TYPES, Answer, text
+from .loopback_server import Answering, LoopbackServer
 
 
-@dataclass(slots=True)
-class RecordedRequest:
-    """One request as it came in. `headers` have lower-case names; keys in them are masked."""
-
-    path: str
-    headers: dict[str, str]
-    body: dict[str, Any]
-    _gone: threading.Event = field(default_factory=threading.Event, repr=False)
-
-    @property
-    def disconnected(self) -> bool:
-        """Whether the client went away before its answer was complete."""
-        return self._gone.is_set()
-
-    def wait_disconnected(self, timeout_s: float = 5.0) -> bool:
-        """Block until the client has gone away; False if it has not by then."""
-        return self._gone.wait(timeout_s)
-
-    def mark_disconnected(self) -> None:
-        """The server saw the client go."""
-        self._gone.set()
-
-
-class MessagesServer:
+class MessagesServer(LoopbackServer):
     """Answers `POST /v1/messages`, streamed or whole, on 127.0.0.1 and a free port.
 
     Each request takes the next of `answers`; when there is none, `default` answers, which says the last user message
     again. Answers may be added while it runs. Requests are served at the same time, each in a thread; an Answering that
     is a function is called there. The server lives in the process that starts it; clients anywhere on the machine use
-    its `url`.
+    its `url`, which is what to give as base_url.
 
         with MessagesServer() as server:
             server.answers.append(answers.tool_use("weather", {"city": "Oslo"}))
@@ -58,205 +21,37 @@ class MessagesServer:
     """
 
     def __init__(self, *, default: Answering | None = None) -> None:
-        self.answers: deque[Answering] = deque()
-        self.default: Answering = default or echo
-        self.requests: list[RecordedRequest] = []
-        """All requests in the order in which they came in."""
-        self._http: _HttpServer | None = None
-
-    @property
-    def url(self) -> str:
-        """What to give as base_url; only while it runs."""
-        if self._http is None:
-            raise RuntimeError("The server is not running; call start(), or use it as a context manager.")
-        return f"http://127.0.0.1:{self._http.server_address[1]}"
-
-    def start(self) -> Self:
-        """Listen. It takes connections when this returns."""
-        if self._http is None:
-            self._http = _HttpServer(self._take, self.requests)
-            threading.Thread(target=self._http.serve_forever, args=(0.05,), name="messages-server", daemon=True).start()
-        return self
-
-    def stop(self) -> None:
-        """Stop listening and drop every connection, stalled ones too; nothing of it is left when this returns."""
-        http, self._http = self._http, None
-        if http is not None:
-            http.stop()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def _take(self, body: dict[str, Any]) -> Answer:
-        try:
-            answering = self.answers.popleft()
-        except IndexError:
-            answering = self.default
-        return answering if isinstance(answering, Answer) else answering(body)
+        super().__init__(_MessagesWire(), default=default)
 
 
-def echo(body: dict[str, Any]) -> Answer:
-    """The default answer: the text of the last message, again."""
-    messages = body.get("messages") or [{"content": ""}]
-    content = messages[-1].get("content", "")
-    if not isinstance(content, str):
-        blocks = cast("list[dict[str, Any]]", content)
-        content = "".join(str(block.get("text", block.get("content", ""))) for block in blocks)
-    return text(content or "ok")
+class _MessagesWire:
+    """Implements Wire; the Answer itself writes its events."""
 
+    path = "/v1/messages"
+    delta = "content_block_delta"
+    pages: Mapping[str, dict[str, Any]] = {}
 
-class _HttpServer(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
+    def message(self, answer: Answer, number: int, body: dict[str, Any]) -> dict[str, Any]:
+        return answer.message(f"msg_{number:04d}", _model(body))
 
-    def __init__(self, take: Callable[[dict[str, Any]], Answer], requests: list[RecordedRequest]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.take = take
-        self.requests = requests
-        self.open_connections: set[socket.socket] = set()
-        self.changed = threading.Condition()
-        self._count = 0
-        self.stopping, self._stop = socket.socketpair()
-        """`stopping` becomes readable when the server stops: a stalled answer waits for that and for its client."""
+    def events(self, answer: Answer, number: int, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        return answer.events(f"msg_{number:04d}", _model(body))
 
-    def next_number(self) -> int:
-        with self.changed:
-            self._count += 1
-            return self._count
-
-    def stop(self) -> None:
-        self.shutdown()
-        self._stop.send(b"x")
-        with self.changed:
-            for connection in self.open_connections:
-                with contextlib.suppress(OSError):  # the client was faster
-                    connection.shutdown(socket.SHUT_RDWR)
-            self.changed.wait_for(lambda: not self.open_connections, _STOP_WAIT_S)
-        self.server_close()
-        self.stopping.close()
-        self._stop.close()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        with self.changed:
-            self.open_connections.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        super().shutdown_request(request)
-        with self.changed:
-            self.open_connections.discard(request)
-            self.changed.notify_all()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that went away: that is recorded with the request."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    """Each event leaves at once; otherwise a delta waits 40 ms for the acknowledgement of the one before."""
-    server: _HttpServer  # pyright: ignore[reportIncompatibleVariableOverride]  # only this server makes these handlers
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing on stderr: `requests` is the log."""
-
-    def do_POST(self) -> None:
-        """Record the request, then answer it."""
-        number = self.server.next_number()
-        raw = self.rfile.read(int(self.headers.get("content-length") or 0))
-        recorded = RecordedRequest(path=self.path, headers=self._masked_headers(), body=_parsed(raw))
-        self.server.requests.append(recorded)
-        if self.path.partition("?")[0] != "/v1/messages":
-            self._send_error_answer(error(404, message=f"no such path: {self.path}"), number)
-            return
-        try:
-            self._answer(self.server.take(recorded.body), recorded, number)
-        except OSError:
-            recorded.mark_disconnected()
-            self.close_connection = True
-
-    def do_GET(self) -> None:
-        """Nothing but messages is offered."""
-        self._send_error_answer(error(404, message=f"no such path: {self.path}"), self.server.next_number())
-
-    def _answer(self, answer: Answer, recorded: RecordedRequest, number: int) -> None:
-        message_id, model = f"msg_{number:04d}", str(recorded.body.get("model", "claude-fake"))
-        if answer.status != 200:  # noqa: PLR2004  # OK
-            self._send_error_answer(answer, number)
-        elif recorded.body.get("stream"):
-            self._stream(answer, recorded, message_id, model, number)
-        elif answer.ending is Ending.COMPLETE:
-            self._send_json(200, answer.message(message_id, model), number, answer.headers)
-        elif answer.ending is Ending.ERROR:
-            self._send_error_answer(Answer(status=500, error=answer.error), number)
-        else:
-            self._break_off(answer.ending, recorded)
-
-    def _stream(self, answer: Answer, recorded: RecordedRequest, message_id: str, model: str, number: int) -> None:
-        self.send_response(200)
-        self.send_header("content-type", "text/event-stream; charset=utf-8")
-        self.send_header("transfer-encoding", "chunked")
-        self._send_headers(number, answer.headers)
-        for event in answer.events(message_id, model):
-            waits = answer.chunk_delay_s if event["type"] == "content_block_delta" else 0.0
-            if waits and self._quiet(waits, recorded):
-                return
-            data = f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
-            self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-        if answer.ending in (Ending.STALL, Ending.CUT):
-            self._break_off(answer.ending, recorded)
-            return
-        self.wfile.write(b"0\r\n\r\n")
-
-    def _break_off(self, ending: Ending, recorded: RecordedRequest) -> None:
-        if ending is Ending.STALL:
-            self._quiet(None, recorded)
-        self.close_connection = True
-        with contextlib.suppress(OSError):  # the client was faster
-            self.connection.shutdown(socket.SHUT_RDWR)
-
-    def _quiet(self, seconds: float | None, recorded: RecordedRequest) -> bool:
-        """Say nothing for so long; True if it ended early because the client went or the server stops."""
-        readable, _, _ = select.select([self.connection, self.server.stopping], [], [], seconds)
-        if not readable:
-            return False
-        self.close_connection = True
-        if self.connection in readable:  # in the middle of an answer a client sends nothing, so this is its end
-            recorded.mark_disconnected()
-        return True
-
-    def _send_error_answer(self, answer: Answer, number: int) -> None:
+    def error(self, answer: Answer, number: int) -> tuple[int, dict[str, Any]]:
         detail = answer.error or {"type": ERROR_TYPES.get(answer.status, "api_error"), "message": "scripted"}
-        body = {"type": "error", "error": detail, "request_id": f"req_{number:04d}"}
-        self._send_json(answer.status, body, number, answer.headers)
+        return answer.status, {"type": "error", "error": detail, "request_id": f"req_{number:04d}"}
 
-    def _send_json(self, status: int, body: dict[str, Any], number: int, headers: dict[str, str]) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self._send_headers(number, headers)
-        self.wfile.write(data)
+    def headers(self, number: int) -> dict[str, str]:
+        return {"request-id": f"req_{number:04d}"}
 
-    def _send_headers(self, number: int, headers: dict[str, str]) -> None:
-        self.send_header("request-id", f"req_{number:04d}")
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-
-    def _masked_headers(self) -> dict[str, str]:
-        names = ((name.lower(), value) for name, value in self.headers.items())
-        return {name: "***" if name in _SECRET_HEADERS else value for name, value in names}
+    def echo(self, body: dict[str, Any]) -> Answer:
+        messages = body.get("messages") or [{"content": ""}]
+        content = messages[-1].get("content", "")
+        if not isinstance(content, str):
+            blocks = cast("list[dict[str, Any]]", content)
+            content = "".join(str(block.get("text", block.get("content", ""))) for block in blocks)
+        return text(content or "ok")
 
 
-def _parsed(raw: bytes) -> dict[str, Any]:
-    try:
-        body: object = json.loads(raw or b"{}")
-    except ValueError:
-        return {}
-    return cast("dict[str, Any]", body) if isinstance(body, dict) else {}
+def _model(body: dict[str, Any]) -> str:
+    return str(body.get("model", "claude-fake"))

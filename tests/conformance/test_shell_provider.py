@@ -42,7 +42,9 @@ class NoTools:
     def specs(self) -> tuple[ToolSpec, ...]:
         return ()
 
-    async def permit(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult | None:
+    async def permit(
+        self, name: str, arguments: dict[str, Any], call_id: str, *, asks: bool = False
+    ) -> ToolResult | None:
         return None
 
     async def invoke(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult:

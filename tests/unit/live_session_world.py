@@ -31,6 +31,7 @@ from greenroom.domain.tool import NoTools, Toolbox
 
 SESSION = "ses_1"
 ENOUGH_TURNS = 50
+MAX_INPUT_BYTES = 1_000
 
 Answers = AsyncGenerator[ProviderEvent | ProviderOutcome]
 Play = Callable[[Request], Answers]
@@ -149,19 +150,25 @@ class World:
         key: str | None = None,
         gate: RunGate | None = None,
         shared: bool = False,
+        declared: ProviderDeclaration | None = None,
+        home: str | None = None,
         **spec: Any,
     ) -> LiveSession:
-        """Take the session over as a new process would; runs go to the given provider, else to the scripted one."""
+        """Take the session over as a new process would; runs go to the given provider, or to the declared one, else to
+        the scripted one."""
         owner = f"owner_{next(self._owners)}"
+        name = "given" if provider else None
+        given = GivenProviders({"given": provider} if provider else {})
         live = await activate(
             session_id,
             owner=owner,
-            spec=SessionSpec(provider="given" if provider else None, **spec) if create else None,
+            spec=SessionSpec(provider=declared.name if declared else name, **spec) if create else None,
             idempotency_key=key,
             log=self.log,
-            providers=GivenProviders({"given": provider} if provider else {}),
+            providers=ProviderSet({declared.name: declared}) if declared else given,
+            home=home,
             default_provider="scripted",
-            max_input_bytes=1_000,
+            max_input_bytes=MAX_INPUT_BYTES,
             approval_expires_s=self.approval_expires_s,
             unpack_tools=lambda _: tools or NoTools(),
             ids=self.ids,

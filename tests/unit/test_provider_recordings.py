@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from greenroom.adapters.providers.replays.attempt import Attempt
 from greenroom.domain.event import RECORD_TYPES, EventType
 from greenroom.domain.json_values import check_json_safe
 from greenroom.domain.provider import ProviderOutcome
-from tests.provider_recordings import golden_path, names, replay
-from tests.replays.attempt import Attempt
+from tests.provider_recordings import golden_path, names, replay, to_golden
 
 CLOSING = {EventType.TOOL_CALL_COMPLETED, EventType.TOOL_CALL_FAILED}
 
@@ -17,7 +17,7 @@ CLOSING = {EventType.TOOL_CALL_COMPLETED, EventType.TOOL_CALL_FAILED}
 def test_a_recording_gives_its_golden_list(name: str) -> None:
     expected = json.loads(golden_path(name).read_text(encoding="utf-8"))
 
-    assert expected == [attempt.to_golden() for attempt in replay(name)]
+    assert expected == [to_golden(attempt) for attempt in replay(name)]
 
 
 @pytest.mark.parametrize("name", names())

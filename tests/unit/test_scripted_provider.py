@@ -33,7 +33,9 @@ class OneTool:
     def specs(self) -> tuple[ToolSpec, ...]:
         return (ToolSpec(name="add", description="", input_schema={}),)
 
-    async def permit(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult | None:
+    async def permit(
+        self, name: str, arguments: dict[str, Any], call_id: str, *, asks: bool = False
+    ) -> ToolResult | None:
         return None
 
     async def invoke(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult:

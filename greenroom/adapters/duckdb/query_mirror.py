@@ -17,7 +17,7 @@ import duckdb
 
 from ...domain.errors import InvalidFormat, InvalidTransition, StorageConnectionFailed, StorageWriteFailed
 from ...domain.event import RECORD_TYPES, SCHEMA_VERSION, Event, EventType
-from ...domain.record_projection import fold_run, fold_session
+from ...domain.record_projection import changes_session, fold_run, fold_session
 from ...domain.run import Run
 from ...domain.session import Session
 from ...domain.token_usage import TokenUsage
@@ -241,7 +241,7 @@ class QueryMirror:
         return {session_id: _Progress(tenant, last_seq) for session_id, tenant, last_seq in rows}
 
     def _fold_sessions(self, step: _Step) -> None:
-        changes = [change for change in step.records if change[0].run_id is None]
+        changes = [change for change in step.records if changes_session(change[0])]
         if not changes:
             return
         ids = list({event.session_id for event, _ in changes})

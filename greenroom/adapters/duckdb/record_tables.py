@@ -15,7 +15,7 @@ import duckdb
 
 from ...domain.errors import InvalidTransition
 from ...domain.event import Event, EventType, to_microseconds
-from ...domain.record_projection import fold_run, fold_session
+from ...domain.record_projection import changes_session, fold_run, fold_session
 from ...domain.run import Run
 from ...domain.session import Session
 from ..event_codec import record_events
@@ -169,10 +169,10 @@ class RecordTables:
 
     def _fold(self, step: _Step, event: Event, epoch: int) -> None:
         try:
-            if event.run_id is None:
+            if changes_session(event):
                 session = self._changed_session(step, event.session_id)
                 step.sessions[event.session_id] = fold_session(session, event, epoch=epoch)
-            else:
+            if event.run_id is not None:
                 run = self._changed_run(step, event)
                 step.runs[event.run_id] = fold_run(run, event)
         except (InvalidTransition, LookupError, TypeError, ValueError):

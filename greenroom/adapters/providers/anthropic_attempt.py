@@ -19,6 +19,7 @@ from ...domain.token_usage import TokenUsage
 from ...domain.tool import ToolOutcome, ToolResult
 from ..prices import price_usd
 from .anthropic_errors import FOREIGN_ERRORS, refused, translated
+from .anthropic_history import history_messages
 from .anthropic_options import DEFAULT_MODEL, AnthropicOptions, thinking_argument
 from .tool_calls import tool_call_ended, tool_call_started
 
@@ -74,7 +75,7 @@ class AssistantMessage:
         elif event.type == "content_block_delta":
             yield from self._extended(event.index, event.delta)
         elif event.type == "content_block_stop":
-            yield from self._closed(event.index)
+            self._close(event.index)
         elif event.type == "message_delta":
             self.stop_reason = event.delta.stop_reason
             if event.delta.stop_details is not None:
@@ -84,12 +85,15 @@ class AssistantMessage:
             self.complete = True
 
     def received(self) -> Iterator[ProviderEvent]:
-        """The whole message, once it has arrived: each thinking block, then the text, if there is any."""
+        """The whole message, once it has arrived: each thinking block, the text if there is any, and the calls that it
+        leads to."""
         for block in self.blocks.values():
             if block["type"] == "thinking" and block.get("thinking"):
                 yield _message_received(block["thinking"], "thinking")
         if self.text:
             yield _message_received(self.text, "text")
+        for call in self.tool_uses:
+            yield tool_call_started(call.id, call.name, call.arguments)
 
     def to_parameter(self) -> dict[str, Any] | None:
         """The message as it goes back to the model: thinking signed as it came, no empty text (refused)."""
@@ -113,7 +117,7 @@ class AssistantMessage:
         elif delta.type == "citations_delta":
             block["citations"] = [*(block.get("citations") or []), delta.citation.to_dict()]
 
-    def _closed(self, index: int) -> Iterator[ProviderEvent]:
+    def _close(self, index: int) -> None:
         """The end of a block: only here is the input of a tool complete."""
         block = self.blocks[index]
         complaint = None
@@ -122,7 +126,6 @@ class AssistantMessage:
         if block["type"] == "tool_use":
             call = ToolUse(str(block["id"]), str(block["name"]), block["input"], complaint)
             self.tool_uses.append(call)
-            yield tool_call_started(call.id, call.name, call.arguments)
 
     def _counted(self, usage: "anthropic.types.Usage | anthropic.types.MessageDeltaUsage") -> ProviderEvent:
         """Counts of a message are cumulative: a later one replaces, and one that is left out stands."""
@@ -147,7 +150,7 @@ class Attempt:
         self._options = options
         self._secret = secret
         self._model = request.model or options.model or DEFAULT_MODEL
-        self._messages: list[dict[str, Any]] = [
+        self._messages: list[dict[str, Any]] = history_messages(request.history) + [
             {"role": message.role.value, "content": message.content}
             for message in request.messages
             if message.role is not Role.SYSTEM

@@ -37,7 +37,8 @@ class ClaudeCodeMapping:
     | user tool_result | tool_call_completed, tool_call_failed |
     | system api_retry | error_occurred |
     | system permission_denied | that call fails as denied |
-    | result | the outcome |
+    | result | the outcome, with that of a message that was sent too late for the turn |
+    | command_lifecycle started | nothing: it says which of the messages that were sent is taken up |
 
     All other lines give nothing: init (which comes with every turn), status, session_state_changed, replayed and
     synthetic messages. Of a subagent only the tool calls are told, marked with the call that started it.
@@ -53,15 +54,21 @@ class ClaudeCodeMapping:
         self._text = ""
         self._turns = 0
         self._calls: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {}
+        self._known_calls: set[str] = set()
         self._denied: set[str] = set()
         self._error_name: str | None = None
-        self._result: _Line | None = None
+        self._results: list[_Line] = []
+        """More than one where a message came too late for the turn that was under way."""
+        self._is_answered = False
+        self._untaken: set[str] = set()
+        """Ids of messages that were sent and that the client has not taken up yet."""
         self._by_type: dict[str, Callable[[_Line], Iterator[ProviderEvent]]] = {
             "stream_event": self._stream_event,
             "assistant": self._assistant,
             "user": self._user,
             "system": self._system,
             "result": self._ended,
+            "command_lifecycle": self._taken_up,
         }
 
     @property
@@ -70,7 +77,26 @@ class ClaudeCodeMapping:
 
     @property
     def is_over(self) -> bool:
-        return self._result is not None
+        return self._is_answered and not self._untaken
+
+    @property
+    def has_result(self) -> bool:
+        """Whether the client has told how a turn ended."""
+        return bool(self._results)
+
+    def sent(self, message_id: str) -> None:
+        """This message goes to the client: the attempt is not over before its answer."""
+        self._untaken.add(message_id)
+
+    def asked_to_stop(self) -> None:
+        """The client was interrupted: it takes up nothing more."""
+        self._untaken.clear()
+
+    def permission_requested(self, tool_call_id: str, name: str, arguments: dict[str, Any]) -> list[ProviderEvent]:
+        """The client asks whether a call may run; as a rule it has told of the call before."""
+        if tool_call_id in self._known_calls:
+            return []
+        return [self._call_started({"id": tool_call_id, "name": name, "input": arguments}, None)]
 
     def take(self, message: _Line) -> list[ProviderEvent]:
         self._session_id = message.get("session_id") or self._session_id
@@ -82,22 +108,22 @@ class ClaudeCodeMapping:
         self._denied.add(tool_call_id)
 
     def outcome(self) -> ProviderOutcome:
-        result = self._result
-        if result is None:
+        if not self._results:
             raise ProviderUnavailable("Claude Code ended without a result. Try again later.")
+        result = self._results[-1]
         reason = result.get("terminal_reason")
         if reason in _ABORTED:
             raise Cancelled("Claude Code ended its turn because it was interrupted, or a call was denied for good.")
         if result.get("is_error") and reason != "max_turns":
             raise error_of_result(result, name=self._error_name)
-        usage, cost_usd = _spent_since_last_result(result)
+        usage, cost_usd = self._spent_in_all()
         return ProviderOutcome(
             content=str(result.get("result") or self._text),
             stop_reason="max_turns" if reason == "max_turns" else str(result.get("stop_reason") or "unknown"),
             token_usage=usage,
             model=self._model,
             cost_usd=cost_usd,
-            turn_count=int(result.get("num_turns") or self._turns),
+            turn_count=sum(int(one.get("num_turns") or 0) for one in self._results) or self._turns,
             structured=result.get("structured_output"),
         )
 
@@ -146,7 +172,8 @@ class ClaudeCodeMapping:
             yield self._begin_message(message.get("id"), message.get("usage") or {})
         for block in message["content"]:
             if block["type"] == "tool_use":
-                yield self._call_started(block, parent)
+                if block["id"] not in self._known_calls:
+                    yield self._call_started(block, parent)
             elif parent is None and block["type"] in ("text", "thinking") and block.get(block["type"]):
                 if block["type"] == "text":
                     self._text = block["text"]
@@ -154,6 +181,7 @@ class ClaudeCodeMapping:
 
     def _call_started(self, block: _Line, parent: str | None) -> ProviderEvent:
         metadata = {"parent_tool_call_id": parent} if parent else {}
+        self._known_calls.add(block["id"])
         self._calls[block["id"]] = (block["name"], block["input"], metadata)
         return replace(tool_call_started(block["id"], block["name"], block["input"]), metadata=metadata)
 
@@ -186,8 +214,23 @@ class ClaudeCodeMapping:
             yield error_occurred(error_class(line.get("error_status"), name).code, text, retry_after_s=delay_s)
 
     def _ended(self, line: _Line) -> Iterator[ProviderEvent]:
-        self._result = line
+        self._results.append(line)
+        self._is_answered = True
         yield from ()
+
+    def _taken_up(self, line: _Line) -> Iterator[ProviderEvent]:
+        if line.get("state") == "started" and line.get("command_uuid") in self._untaken:
+            self._untaken.discard(line["command_uuid"])
+            self._is_answered = False
+        yield from ()
+
+    def _spent_in_all(self) -> tuple[TokenUsage, float | None]:
+        usage, cost_usd = TokenUsage(), None
+        for result in self._results:
+            spent, cost = _spent_since_last_result(result)
+            usage += spent
+            cost_usd = cost if cost is None or cost_usd is None else cost_usd + cost
+        return usage, cost_usd
 
 
 def _spent_since_last_result(result: _Line) -> tuple[TokenUsage, float | None]:

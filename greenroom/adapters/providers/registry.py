@@ -8,13 +8,15 @@ from typing import Any, Protocol, cast
 from ...domain.errors import CapabilityNotSupported, ValidationError
 from ...domain.provider import Provider, ProviderDeclaration
 
-_KINDS = {
+KINDS = {
     "scripted": "greenroom.adapters.providers.scripted:ScriptedProvider",
     "shell": "greenroom.adapters.providers.shell:ShellProvider",
     "anthropic": "greenroom.adapters.providers.anthropic_messages:AnthropicProvider",
+    "replay": "greenroom.adapters.providers.replay:ReplayProvider",
+    "claude-code": "greenroom.adapters.providers.claude_code:ClaudeCodeProvider",
 }
 
-_LATER_KINDS = ("claude-code", "codex", "amp", "acp")
+_LATER_KINDS = ("codex", "amp", "acp")
 
 BUILT_IN_DECLARATIONS: Mapping[str, ProviderDeclaration] = {
     "scripted": ProviderDeclaration(name="scripted", kind="scripted"),
@@ -27,8 +29,10 @@ BUILT_IN_DECLARATIONS: Mapping[str, ProviderDeclaration] = {
 class ProviderClass(Protocol):
     """What a kind is: a class whose instances are providers, and that can check options without making one.
 
-    One that has `RUNS_IN_PROCESS = True` starts no processes and keeps no working directory: its sessions may share a
-    process with others. Without that word each of its sessions gets one of its own.
+    What it can do beyond the port it says in attributes. `RUNS_IN_PROCESS = True`: it starts no processes and keeps no
+    working directory, so its sessions may share a process with others; else each gets one of its own.
+    `CONTINUES_NATIVELY = True`: it has conversations of its own and goes on with them. `PERMISSION_MODES`, a frozenset:
+    the modes that it honours; else only the default one.
     """
 
     def __call__(self, name: str) -> Provider: ...
@@ -40,14 +44,14 @@ def provider_class(kind: str) -> ProviderClass:
     """The class of a built-in kind, or of `package.module:Class`. ValidationError if there is no such thing."""
     if kind in _LATER_KINDS:
         raise CapabilityNotSupported(
-            f"Provider kind {kind!r} is not in this version; there are {', '.join(_KINDS)}.",
+            f"Provider kind {kind!r} is not in this version; there are {', '.join(KINDS)}.",
             details={"field": "kind", "kind": kind},
         )
-    path = _KINDS.get(kind, kind)
+    path = KINDS.get(kind, kind)
     module_name, _, class_name = path.partition(":")
     if not class_name:
-        near = difflib.get_close_matches(kind, _KINDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(_KINDS)}, and package.module:Class."
+        near = difflib.get_close_matches(kind, KINDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(KINDS)}, and package.module:Class."
         raise ValidationError(f"Provider kind {kind!r} is not known; {hint}", details={"field": "kind"})
     try:
         found = getattr(importlib.import_module(module_name), class_name)
@@ -67,7 +71,7 @@ def declaration(name: str, declared: Mapping[str, Any]) -> ProviderDeclaration:
         kind = BUILT_IN_DECLARATIONS[name].kind
     if not isinstance(kind, str):
         raise ValidationError(
-            f"providers.{name}.kind is missing; give one of {', '.join(_KINDS)}, or package.module:Class.",
+            f"providers.{name}.kind is missing; give one of {', '.join(KINDS)}, or package.module:Class.",
             details={"field": f"providers.{name}.kind"},
         )
     provider_class(kind).check_options(options, field=f"providers.{name}")

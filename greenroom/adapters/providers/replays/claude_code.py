@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from greenroom.adapters.providers.claude_code_mapping import ClaudeCodeMapping
-
+from ..claude_code_mapping import ClaudeCodeMapping
 from .attempt import Attempt, Line
 
 

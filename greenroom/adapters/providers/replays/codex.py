@@ -1,28 +1,22 @@
 """Recordings of Codex: stdin and stdout of its app-server, as openai_codex drives it, or what `codex exec` writes."""
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from greenroom.adapters.providers.codex_exec_mapping import CodexExecMapping
-from greenroom.adapters.providers.codex_mapping import CodexMapping
-
+from ..codex_exec_mapping import CodexExecMapping
+from ..codex_mapping import CodexMapping
 from .attempt import Attempt, Line
 
-RECORDINGS = Path(__file__).parents[1] / "data" / "recordings" / "codex"
+
+def replay(lines: Sequence[Line], *, continued: Mapping[str, str] | None = None) -> list[Attempt]:
+    """One attempt for each prompt: each turn of an app-server, each process of `codex exec`. `continued` is the handle
+    of the process before that the latter goes on with."""
+    if any(direction == "in" and "method" in line for direction, line in lines):
+        return _replay_app(lines)
+    return [_replay_exec(lines, continued)]
 
 
-def replay(lines: Sequence[Line]) -> list[Attempt]:
-    """One attempt for each prompt: each turn of an app-server, each process of `codex exec`."""
-    return _replay_app(lines) if any(direction == "in" for direction, _ in lines) else [_replay_exec(lines)]
-
-
-def _replay_exec(lines: Sequence[Line]) -> Attempt:
-    continued = None
-    outputs = [one for one in lines if one[0] == "out"]
-    if outputs == _outputs("exec_resume"):  # the thread of another recording, whose usage it counts again
-        continued = _replay_exec(_outputs("exec_text")).mapping.handle
+def _replay_exec(lines: Sequence[Line], continued: Mapping[str, str] | None) -> Attempt:
     mapping = CodexExecMapping(continued=continued)
     attempt = Attempt(mapping)
     stderr: list[str] = []
@@ -34,11 +28,6 @@ def _replay_exec(lines: Sequence[Line]) -> Attempt:
         elif direction == "exit":
             mapping.ended(line, "\n".join(stderr))
     return attempt
-
-
-def _outputs(case: str) -> list[Line]:
-    recorded = [json.loads(line) for line in (RECORDINGS / f"{case}.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [("out", one["line"]) for one in recorded if one["dir"] == "out"]
 
 
 def _replay_app(lines: Sequence[Line]) -> list[Attempt]:

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from greenroom.adapters.providers.amp_mapping import AmpMapping
-
+from ..amp_mapping import AmpMapping
 from .attempt import Attempt, Line
 
 

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from greenroom.adapters.providers.acp_mapping import AcpMapping
-
+from ..acp_mapping import AcpMapping
 from .attempt import Attempt, Line
 
 

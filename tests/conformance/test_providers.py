@@ -1,0 +1,426 @@
+"""One suite over every kind of provider: real clients, driven through a live session against loopback stand-ins.
+
+What a run gives is looked at where users look: in the session's events and in the answer of await_run. After each test
+none of the provider's processes is left.
+"""
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from greenroom.actors.live_session import LiveSession
+from greenroom.adapters.process_trees import OWNER_VARIABLE, owner_mark
+from greenroom.domain.errors import (
+    GreenroomError,
+    ProviderAuthenticationFailed,
+    ProviderError,
+    ProviderInvalidRequest,
+    ProviderOverloaded,
+    ProviderRateLimited,
+    ProviderUnavailable,
+)
+from greenroom.domain.event import Event, EventType
+from greenroom.domain.run import RunResult
+from greenroom.testing import answers
+from tests.conformance.provider_rigs import NATIVE, RIGS, Abilities, Rig
+from tests.unit.live_session_world import TERMINAL, World
+
+GONE_WITHIN_S = 5.0
+LONG = {"deadline_s": 60.0}
+MEGABYTES = 10
+
+FAULTS = {
+    400: ProviderInvalidRequest,
+    401: ProviderAuthenticationFailed,
+    429: ProviderRateLimited,
+    500: ProviderUnavailable,
+    529: ProviderOverloaded,
+}
+
+
+class Stage:
+    """A session on one kind of provider."""
+
+    def __init__(self, rig: Rig, world: World, live: LiveSession) -> None:
+        self.rig = rig
+        self.world = world
+        self.live = live
+
+    async def submit(self, prepared: tuple[str, dict[str, Any]], **options: Any) -> str:
+        prompt, own = prepared
+        return (await self.world.submit(self.live, prompt, options={**LONG, **own, **options}))[0]
+
+    async def run(self, prepared: tuple[str, dict[str, Any]], **options: Any) -> RunResult:
+        return await self.live.await_run(await self.submit(prepared, **options), 60)
+
+    async def error(self, prepared: tuple[str, dict[str, Any]], **options: Any) -> GreenroomError:
+        with pytest.raises(GreenroomError) as caught:
+            await self.run(prepared, **options)
+        return caught.value
+
+    async def events(self, run_id: str, *types: EventType) -> list[Event]:
+        return [event for event in await self.world.events(run_id) if not types or event.type in types]
+
+    async def seen(self, run_id: str, *types: EventType) -> Event:
+        """The first event of one of these types, when it comes."""
+        query_types = {event_type.value for event_type in types}
+        async with asyncio.timeout(60):
+            async with contextlib.aclosing(self.live.subscribe(0, run_id, sorted(query_types), True)) as batches:
+                async for batch in batches:
+                    return batch[0]
+        raise AssertionError(f"the run ended without {types}")
+
+    async def cancel(self, run_id: str) -> None:
+        assert await self.live.cancel_run(run_id, None, self.world.call())
+
+    async def reopened(self) -> "Stage":
+        """The same session as the next process would serve it."""
+        await self.live.aclose()
+        live = await self.world.open(declared=self.rig.declaration(), home=str(self.rig.home), create=False)
+        return Stage(self.rig, self.world, live)
+
+
+def rigs(needs: Callable[[Abilities], bool] = lambda can: True) -> Any:
+    """The kinds that can do what the test is about."""
+    return pytest.mark.parametrize(
+        "rig", [rig for rig in RIGS if needs(rig.can)], indirect=True, ids=lambda rig: rig.name
+    )
+
+
+@pytest.fixture
+def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    kind: type[Rig] = request.param
+    if reason := kind.missing():
+        pytest.skip(f"NOT RUN: {kind.name}: {reason}")
+    made = kind(tmp_path)
+    made.start()
+    yield made
+    made.release()
+    made.stop()
+
+
+@pytest.fixture
+async def stage(rig: Rig) -> AsyncIterator[Stage]:
+    async for made in _staged(rig):
+        yield made
+
+
+async def _staged(rig: Rig, **spec: Any) -> AsyncIterator[Stage]:
+    world = World()
+    live = await world.open(declared=rig.declaration(), home=str(rig.home), tools=rig.tools(), **spec)
+    yield Stage(rig, world, live)
+    await world.aclose()
+    await nothing_left()
+
+
+def left_behind() -> list[psutil.Process]:
+    """Processes that bear this process' mark: whatever a provider has started, however far away it went."""
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(OWNER_VARIABLE) == owner_mark():
+                found.append(process)
+    return found
+
+
+async def nothing_left(within_s: float = GONE_WITHIN_S) -> None:
+    async with asyncio.timeout(within_s):
+        while left_behind():
+            await asyncio.sleep(0.02)
+
+
+def types_of(events: list[Event]) -> list[str]:
+    return [event.type.value for event in events]
+
+
+def check_run(events: list[Event]) -> None:
+    """What holds for every run: the order, one end, and an end for each tool call that began."""
+    types = types_of(events)
+    assert types[:3] == ["run_queued", "message_sent", "run_started"]
+    assert [one for one in types if one in TERMINAL] == [types[-1]]
+    started = [event.data["tool_call_id"] for event in events if event.type is EventType.TOOL_CALL_STARTED]
+    ended = [
+        event.data["tool_call_id"]
+        for event in events
+        if event.type in (EventType.TOOL_CALL_COMPLETED, EventType.TOOL_CALL_FAILED)
+    ]
+    assert sorted(started) == sorted(ended)
+    assert len(set(started)) == len(started)
+
+
+@rigs()
+async def test_text_is_given_once_and_whole(stage: Stage) -> None:
+    run_id = await stage.submit(stage.rig.text("Hello from the model."))
+
+    result = await stage.live.await_run(run_id, 60)
+
+    assert result.output["content"] == "Hello from the model."
+    events = await stage.events(run_id)
+    check_run(events)
+    received = [event.data for event in events if event.type is EventType.MESSAGE_RECEIVED]
+    assert [data["content"] for data in received] == ["Hello from the model."]
+    if stage.rig.can.counts:
+        assert result.token_usage["total_tokens"] > 0
+
+
+@rigs(lambda can: can.streams)
+async def test_text_is_streamed_as_it_comes(stage: Stage) -> None:
+    run_id = await stage.submit(stage.rig.text("One two three four five six.", chunks=6, chunk_delay_s=0.01))
+
+    await stage.live.await_run(run_id, 60)
+
+    pieces = [event.data["content"] for event in await stage.events(run_id, EventType.MESSAGE_STREAMED)]
+    assert "".join(pieces) == "One two three four five six."
+
+
+@rigs(lambda can: can.tools)
+async def test_a_tool_call_begins_ends_and_has_its_effect(stage: Stage) -> None:
+    made = stage.rig.cwd / "made.txt"
+
+    run_id = await stage.submit(stage.rig.call(f"echo made > {made}; cat {made}"), **stage.rig.freely())
+    result = await stage.live.await_run(run_id, 60)
+
+    assert made.read_text() == "made\n"
+    assert result.output["content"] == "Done."
+    events = await stage.events(run_id)
+    check_run(events)
+    (completed,) = [event.data for event in events if event.type is EventType.TOOL_CALL_COMPLETED]
+    assert "made" in str(completed["tool_output"])
+    assert str(made) in str(completed["tool_input"])
+
+
+@rigs(lambda can: can.tools)
+async def test_a_tool_that_fails_is_a_failed_call_and_not_the_end_of_the_run(stage: Stage) -> None:
+    run_id = await stage.submit(stage.rig.call("echo broken >&2; exit 3"), **stage.rig.freely())
+
+    result = await stage.live.await_run(run_id, 60)
+
+    assert result.output["content"] == "Done."
+    events = await stage.events(run_id)
+    check_run(events)
+    (failed,) = [event.data for event in events if event.type is EventType.TOOL_CALL_FAILED]
+    assert failed["outcome"] == "error"
+
+
+@rigs(lambda can: can.asks)
+async def test_a_call_that_a_person_approves_runs(stage: Stage) -> None:
+    made = stage.rig.outside() / "made.txt"
+    run_id = await stage.submit(stage.rig.asked(f"touch {made}"))
+    requested = await stage.seen(run_id, EventType.TOOL_APPROVAL_REQUESTED)
+    assert not made.exists()
+
+    await stage.live.decide_approval(requested.data["approval_id"], "approve", None, stage.world.call())
+    await stage.live.await_run(run_id, 60)
+
+    assert made.exists()
+    events = await stage.events(run_id)
+    check_run(events)
+    assert types_of(events).count("tool_approval_requested") == types_of(events).count("tool_approval_granted") == 1
+
+
+@rigs(lambda can: can.asks)
+async def test_a_call_that_a_person_denies_never_runs(stage: Stage) -> None:
+    made = stage.rig.outside() / "made.txt"
+    run_id = await stage.submit(stage.rig.asked(f"touch {made}"))
+    requested = await stage.seen(run_id, EventType.TOOL_APPROVAL_REQUESTED)
+
+    await stage.live.decide_approval(requested.data["approval_id"], "deny", "not today", stage.world.call())
+    outcome = (await stage.live.await_runs([run_id], 60))[0]
+
+    assert not made.exists()
+    events = await stage.events(run_id)
+    check_run(events)
+    (failed,) = [event.data for event in events if event.type is EventType.TOOL_CALL_FAILED]
+    assert failed["outcome"] == "denied"
+    if stage.rig.can.denial_ends_turn:
+        assert isinstance(outcome, GreenroomError)
+        assert events[-1].type is EventType.RUN_CANCELLED
+    else:
+        assert isinstance(outcome, RunResult)
+
+
+@pytest.mark.parametrize("status", FAULTS)
+@rigs(lambda can: can.errors)
+async def test_an_error_of_the_api_ends_the_run_once_with_its_own_class(stage: Stage, status: int) -> None:
+    error = await stage.error(stage.rig.fault(answers.error(status)))
+
+    assert isinstance(error, stage.rig.fault_class(status, FAULTS[status])), repr(error)
+    check_run(await stage.events(error.details["run_id"]))
+    assert stage.rig.secret not in str(error.to_record())
+
+
+@rigs(lambda can: can.errors)
+async def test_an_error_in_the_middle_of_a_stream_is_told_or_got_over(stage: Stage) -> None:
+    prompt, options = stage.rig.breaking(answers.midstream_error())
+
+    run_id = await stage.submit((prompt, options))
+    (outcome,) = await stage.live.await_runs([run_id], 60)
+
+    check_run(await stage.events(run_id))
+    if isinstance(outcome, RunResult):
+        assert outcome.output["content"] == "Whole."
+    else:
+        assert isinstance(outcome, ProviderOverloaded | ProviderUnavailable | ProviderError), repr(outcome)
+
+
+@rigs(lambda can: can.errors)
+async def test_a_stream_that_is_cut_is_told_or_got_over(stage: Stage) -> None:
+    run_id = await stage.submit(stage.rig.breaking(answers.cut()))
+    (outcome,) = await stage.live.await_runs([run_id], 60)
+
+    check_run(await stage.events(run_id))
+    if isinstance(outcome, RunResult):
+        assert outcome.output["content"] == "Whole."
+    else:
+        assert isinstance(outcome, ProviderUnavailable | ProviderError), repr(outcome)
+
+
+@rigs()
+async def test_a_run_that_hangs_ends_at_its_deadline(stage: Stage) -> None:
+    run_id = await stage.submit(stage.rig.silence(), deadline_s=3.0)
+
+    (outcome,) = await stage.live.await_runs([run_id], 60)
+
+    assert isinstance(outcome, GreenroomError)
+    events = await stage.events(run_id)
+    check_run(events)
+    assert events[-1].type is EventType.RUN_TIMEOUT
+    await stage.live.providers.aclose()
+    await nothing_left()
+
+
+@rigs()
+async def test_a_run_is_cancelled_before_the_first_byte(stage: Stage) -> None:
+    run_id = await stage.submit(stage.rig.silence())
+    await stage.seen(run_id, EventType.RUN_STARTED)
+    async with asyncio.timeout(60):
+        while not stage.rig.has_been_asked:
+            await asyncio.sleep(0.01)
+
+    await stage.cancel(run_id)
+
+    check_run(await stage.events(run_id))
+    assert types_of(await stage.events(run_id))[-1] == "run_cancelled"
+
+
+@rigs(lambda can: can.streams)
+async def test_a_run_is_cancelled_in_the_middle_of_its_text(stage: Stage) -> None:
+    run_id = await stage.submit(stage.rig.stall("Half a "))
+    await stage.seen(run_id, EventType.MESSAGE_STREAMED)
+
+    await stage.cancel(run_id)
+
+    events = await stage.events(run_id)
+    check_run(events)
+    assert events[-1].data["output"]["content"].startswith("Half a")
+
+
+@rigs(lambda can: can.tools)
+async def test_a_run_is_cancelled_in_the_middle_of_a_tool_and_nothing_of_it_is_left(stage: Stage) -> None:
+    pid_file = stage.rig.cwd / "pid"
+    run_id = await stage.submit(stage.rig.call(f"echo $$ > {pid_file}; tail -f /dev/null"), **stage.rig.freely())
+    async with asyncio.timeout(60):
+        while not (pid_file.exists() and pid_file.read_text().strip()):
+            await asyncio.sleep(0.01)
+    pid = int(pid_file.read_text())
+
+    await stage.cancel(run_id)
+
+    check_run(await stage.events(run_id))
+    async with asyncio.timeout(GONE_WITHIN_S):
+        while stage.rig.is_alive(pid, pid_file):
+            await asyncio.sleep(0.02)
+
+
+@rigs(lambda can: can.interrupts and can.native)
+async def test_after_an_interrupt_the_next_run_goes_on_with_the_conversation(stage: Stage) -> None:
+    stage.rig.answer(answers.text("I know your name."))
+    await stage.run(("My name is Ada.", NATIVE))
+    run_id = await stage.submit((stage.rig.stall("Half a ")[0], NATIVE))
+    await stage.seen(run_id, *stage.rig.first_sign)
+    assert await stage.live.interrupt_run(run_id, stage.world.call())
+    stage.rig.back_to_echo()
+    stage.rig.answer(answers.text("Ada."))
+
+    result = await stage.run(("What is my name?", NATIVE))
+
+    assert result.output["content"] == "Ada."
+    assert "My name is Ada." in stage.rig.heard()
+    assert types_of(await stage.events(run_id))[-1] == "run_cancelled"
+
+
+@rigs(lambda can: can.native)
+async def test_the_next_process_goes_on_with_the_conversation_natively(stage: Stage) -> None:
+    stage.rig.answer(answers.text("I know your name."))
+    await stage.run(("My name is Ada.", NATIVE))
+    stage.rig.answer(answers.text("Ada."))
+
+    later = await stage.reopened()
+    result = await later.run(("What is my name?", NATIVE))
+
+    assert result.output["content"] == "Ada."
+    assert "My name is Ada." in stage.rig.heard()
+    assert "What was said in this session before" not in stage.rig.heard()
+
+
+@rigs(lambda can: can.native)
+async def test_a_conversation_that_is_gone_is_an_error_natively_and_a_replay_by_itself(stage: Stage) -> None:
+    stage.rig.answer(answers.text("I know your name."))
+    await stage.run(("My name is Ada.", NATIVE))
+    await stage.live.aclose()
+    await asyncio.to_thread(shutil.rmtree, stage.rig.home)
+
+    later = await stage.reopened()
+    error = await later.error(("What is my name?", NATIVE))
+    assert isinstance(error, ProviderInvalidRequest), repr(error)
+    assert error.details["field"] == "continuation"
+
+    stage.rig.answer(answers.text("Ada."))
+    result = await later.run(("What is my name?", {"continuation": "auto"}))
+    assert result.output["content"] == "Ada."
+    assert "My name is Ada." in stage.rig.heard()
+
+
+@rigs()
+async def test_two_runs_of_a_session_go_on_at_the_same_time(rig: Rig) -> None:
+    async for stage in _staged(rig, max_concurrent_runs=2):
+        first = await stage.submit(stage.rig.text("One of two."))
+        second = await stage.submit(stage.rig.text("One of two."))
+
+        outcomes = await stage.live.await_runs([first, second], 60)
+
+        contents = [one.output["content"] for one in outcomes if isinstance(one, RunResult)]
+        assert contents == ["One of two."] * 2, outcomes
+        for run_id in (first, second):
+            check_run(await stage.events(run_id))
+
+
+@rigs()
+async def test_huge_output_does_not_break_a_run(stage: Stage) -> None:
+    command = f"head -c {MEGABYTES * 1_000_000} /dev/zero | tr '\\0' x"
+
+    run_id = await stage.submit(stage.rig.call(command), **stage.rig.freely())
+    await stage.live.await_run(run_id, 60)
+
+    check_run(await stage.events(run_id))
+
+
+@rigs()
+async def test_output_that_is_no_utf_8_does_not_break_a_run(stage: Stage) -> None:
+    run_id = await stage.submit(stage.rig.call(r"printf 'a\377\376b'"), **stage.rig.freely())
+
+    await stage.live.await_run(run_id, 60)
+
+    check_run(await stage.events(run_id))
+
+
+def test_every_kind_of_provider_is_in_the_suite() -> None:
+    from greenroom.adapters.providers.registry import KINDS
+
+    assert set(KINDS) - {"replay"} == {rig.kind for rig in RIGS}
