@@ -9,6 +9,7 @@ from ..domain.errors import CapabilityNotSupported, ValidationError
 from ..domain.permission_mode import PermissionMode
 from ..domain.provider import Provider, ProviderDeclaration
 from ..domain.run_options import Continuation, RunOptions
+from ..domain.secret_names import secret_names_in
 
 MAX_MERGED = 256
 """Different options of runs that are kept merged with the declared ones."""
@@ -38,6 +39,12 @@ class ProviderSet:
         if run.permission_mode is not PermissionMode.DEFAULT or run.continuation is Continuation.NATIVE:
             _check_abilities(name, provider_class(declared.kind), run)
         options = run.provider_options
+        if secrets := secret_names_in(options.get("env"), "options.provider_options.env"):
+            raise ValidationError(
+                f"{secrets[0]} looks like a secret, and the options of a run are kept in the session's log. Declare it"
+                " on the provider, or name the variable with the provider option 'pass_env'.",
+                details={"field": secrets[0]},
+            )
         if options and (name, id(options)) not in self._merged:
             merged = {**declared.options, **options}
             provider_class(declared.kind).check_options(merged, field="options.provider_options")

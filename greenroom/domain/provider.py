@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from .event import EventType
 from .permission_mode import PermissionMode
 from .run_input import Message
+from .secret_names import masked
 from .token_usage import TokenUsage
 from .tool import Toolbox
 from .tool_policy import Policy
@@ -150,4 +151,8 @@ class ProviderDeclaration:
 
     name: str
     kind: str
-    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    options: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
+
+    def shown_options(self) -> dict[str, Any]:
+        """The options without what is likely to be a secret, for people to look at."""
+        return masked(self.options)

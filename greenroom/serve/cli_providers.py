@@ -23,7 +23,7 @@ def providers(context: typer.Context, data_dir: DataDir = None, debug: Debug = F
     invocation = invocation_of(context)
     settings = settings_of(invocation)
     rows = [
-        (name, found.kind, "default" if name == settings.default_provider else "", as_json(found.options))
+        (name, found.kind, "default" if name == settings.default_provider else "", as_json(found.shown_options()))
         for name, found in sorted(_declarations(invocation, settings).items())
     ]
     sys.stdout.write(table(("PROVIDER", "KIND", "", "OPTIONS"), rows))

@@ -44,7 +44,7 @@ def run(
     ] = None,
     continuation: Annotated[
         str | None,
-        typer.Option("--continuation", metavar="HOW", help="What it is told of the session: off, auto, replay, native."),
+        typer.Option("--continuation", metavar="HOW", help="What it hears of the session: off, auto, replay, native."),
     ] = None,
     record: Annotated[
         Path | None,

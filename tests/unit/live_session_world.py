@@ -17,6 +17,7 @@ from greenroom.domain.event_log import EventQuery
 from greenroom.domain.provider import (
     Capability,
     Provider,
+    ProviderConversation,
     ProviderDeclaration,
     ProviderEvent,
     ProviderOutcome,
@@ -33,7 +34,7 @@ SESSION = "ses_1"
 ENOUGH_TURNS = 50
 MAX_INPUT_BYTES = 1_000
 
-Answers = AsyncGenerator[ProviderEvent | ProviderOutcome]
+Answers = AsyncGenerator[ProviderEvent | ProviderConversation | ProviderOutcome]
 Play = Callable[[Request], Answers]
 
 

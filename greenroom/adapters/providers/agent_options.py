@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field
 
 from ...domain.errors import CapabilityNotSupported, ProviderInvalidRequest, ValidationError
+from ...domain.secret_names import is_secret_name
 from ..option_parsing import parse_options
 from ..session_homes import made_home
 from ..supervised_process import scrubbed_environment
 
-_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL|AUTH", re.IGNORECASE)
 _SHORTEST_SECRET = 6
 """Shorter values are no secrets, and taking them out would garble the text."""
 
@@ -125,7 +124,7 @@ def surroundings(
     names = options.pass_env if options.pass_env is not None else tuple(credentials)
     passed = {name: os.environ[name] for name in names if name in os.environ}
     given = {**defaults, "HOME": home, **passed, **options.env}
-    secrets = {value for name, value in given.items() if _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET}
+    secrets = {value for name, value in given.items() if is_secret_name(name) and len(value) >= _SHORTEST_SECRET}
     longest_first = tuple(sorted(secrets, key=len, reverse=True))
     return AgentSurroundings(cwd, home, scrubbed_environment(given), longest_first)
 

@@ -51,7 +51,8 @@ class ClaudeClient:
         self._is_connected = False
         self._chosen = None if resume is not None else str(uuid.uuid4())
         options = launch.sdk_options(resume=resume, fork=fork, session_id=self._chosen)
-        options.can_use_tool = self._can_use_tool
+        if launch.mode is not PermissionMode.DANGEROUSLY_SKIP_PERMISSIONS:  # there the client never asks
+            options.can_use_tool = self._can_use_tool
         options.hooks = {"PreToolUse": [HookMatcher(hooks=[self._before_tool], timeout=_PERSON_S, on_failure="block")]}
         self._transport = SupervisedTransport(options, launch, self._hear)
         self._sdk = ClaudeSDKClient(options, transport=self._transport)
