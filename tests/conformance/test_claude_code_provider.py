@@ -3,20 +3,21 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from greenroom.adapters.providers.claude_code import ClaudeCodeProvider
-from greenroom.domain.errors import CapabilityNotSupported, GreenroomError, ProviderInvalidRequest, ValidationError
+from greenroom.domain.errors import CapabilityNotSupported, ProviderInvalidRequest, ValidationError
 from greenroom.domain.event import EventType
 from greenroom.domain.provider import ProviderDeclaration
 from greenroom.testing import answers
-from tests.conformance.provider_rigs import API_KEY, NATIVE, ClaudeCodeRig
-from tests.conformance.provider_stage import Stage, check_run, nothing_left, types_of
-from tests.unit.live_session_world import World
+from greenroom.testing.conformance import API_KEY, NATIVE, Stage, check_run, types_of
+
+from .provider_rigs import ClaudeCodeRig
 
 
 @pytest.fixture
@@ -27,12 +28,21 @@ def rig(tmp_path: Path) -> Iterator[ClaudeCodeRig]:
     made.stop()
 
 
+@asynccontextmanager
+async def staged(rig: ClaudeCodeRig, **options: Any) -> AsyncGenerator[Stage]:
+    """A session on Claude Code with these options too."""
+    declared = ProviderDeclaration(name="cc", kind="claude-code", options={**rig.options(), **options})
+    made = await Stage.open(rig, declared=declared)
+    try:
+        yield made
+    finally:
+        await made.aclose()
+
+
 @pytest.fixture
 async def stage(rig: ClaudeCodeRig) -> AsyncIterator[Stage]:
-    world = World()
-    yield Stage(rig, world, await world.open(declared=rig.declaration(), home=str(rig.home)))
-    await world.aclose()
-    await nothing_left()
+    async with staged(rig) as made:
+        yield made
 
 
 def pid_of(stage: Stage) -> int:
@@ -46,7 +56,7 @@ async def test_a_message_in_the_middle_of_a_turn_is_heard_in_it(stage: Stage) ->
     run_id = await stage.submit(stage.rig.call(f"until [ -e {gate} ]; do :; done"), permission_mode="full_auto")
     await stage.seen(run_id, EventType.TOOL_CALL_STARTED)
 
-    receipt = await stage.live.steer_run(run_id, "Say it in French.", stage.world.call())
+    receipt = await stage.live.steer_run(run_id, "Say it in French.", stage.call())
     gate.touch()
     await stage.live.await_run(run_id, 60)
 
@@ -58,10 +68,10 @@ async def test_a_message_in_the_middle_of_a_turn_is_heard_in_it(stage: Stage) ->
 async def test_a_message_that_comes_too_late_for_the_turn_has_one_of_its_own(stage: Stage) -> None:
     stage.rig.answer(answers.text("A long answer, bit by bit.", chunks=10, chunk_delay_s=0.05))
     stage.rig.answer(answers.text("Et en français."))
-    (run_id,) = await stage.world.submit(stage.live, "Say something.")
+    run_id = await stage.submit(("Say something.", {}))
     await stage.seen(run_id, EventType.MESSAGE_STREAMED)
 
-    receipt = await stage.live.steer_run(run_id, "Say it in French.", stage.world.call())
+    receipt = await stage.live.steer_run(run_id, "Say it in French.", stage.call())
     result = await stage.live.await_run(run_id, 60)
 
     assert receipt.delivered
@@ -75,7 +85,7 @@ async def test_runs_that_go_on_with_a_conversation_share_one_client(stage: Stage
     pids: list[int] = []
     for text in ("one", "two", "three"):
         stage.rig.answer(answers.text(text, chunks=3, chunk_delay_s=0.1))
-        (run_id,) = await stage.world.submit(stage.live, text, options=NATIVE)
+        run_id = await stage.submit((text, NATIVE))
         await stage.seen(run_id, EventType.MESSAGE_STREAMED)
         pids.append(pid_of(stage))
         await stage.live.await_run(run_id, 60)
@@ -113,20 +123,14 @@ async def test_edits_are_accepted_where_that_is_the_mode_and_commands_still_ask(
 
 @pytest.mark.parametrize("mode", ["full_auto", "dangerously_skip_permissions"])
 async def test_a_policy_holds_in_the_freest_mode(rig: ClaudeCodeRig, mode: str) -> None:
-    options = rig.options()
-    options["env"]["IS_SANDBOX"] = "1"
-    world = World()
-    declared = ProviderDeclaration(name="cc", kind="claude-code", options=options)
-    stage = Stage(rig, world, await world.open(declared=declared, home=str(rig.home)))
     made = rig.cwd / "made.txt"
     policy = {"name": "no shell", "tool_rules": [{"deny": ["Bash"]}], "on_violation": "warn"}
+    async with staged(rig, env={**rig.options()["env"], "IS_SANDBOX": "1"}) as stage:
+        run_id = await stage.submit(rig.call(f"touch {made}"), permission_mode=mode, policy=policy)
+        await stage.live.await_run(run_id, 60)
 
-    run_id = await stage.submit(rig.call(f"touch {made}"), permission_mode=mode, policy=policy)
-    await stage.live.await_run(run_id, 60)
-
-    assert not made.exists()
-    assert "policy_violation" in types_of(await stage.events(run_id))
-    await world.aclose()
+        assert not made.exists()
+        assert "policy_violation" in types_of(await stage.events(run_id))
 
 
 async def test_root_may_not_skip_permissions_and_is_told_what_to_do(stage: Stage) -> None:
@@ -153,29 +157,23 @@ async def test_what_was_recorded_plays_again_without_the_client_and_holds_no_sec
     rig: ClaudeCodeRig, tmp_path: Path
 ) -> None:
     folder = tmp_path / "recordings"
-    world = World()
-    declared = ProviderDeclaration(name="cc", kind="claude-code", options={**rig.options(), "record": str(folder)})
-    live = await world.open(declared=declared, home=str(rig.home))
-    stage = Stage(rig, world, live)
-    run_id = await stage.submit(rig.call(f"echo {API_KEY}; echo seen"), permission_mode="full_auto")
-    first = await live.await_run(run_id, 60)
-    recorded_types = types_of(await stage.events(run_id))
-    await live.aclose()
+    async with staged(rig, record=str(folder)) as stage:
+        run_id = await stage.submit(rig.call(f"echo {API_KEY}; echo seen"), permission_mode="full_auto")
+        first = await stage.live.await_run(run_id, 60)
+        recorded = types_of(await stage.events(run_id))
 
-    replayed = World()
     options = {"client": "claude-code", "recording": str(folder)}
-    again = await replayed.open(declared=ProviderDeclaration(name="again", kind="replay", options=options))
-    (again_id,) = await replayed.submit(again, "Do something.")
-    second = await again.await_run(again_id, 60)
+    again = await Stage.open(rig, declared=ProviderDeclaration(name="again", kind="replay", options=options))
+    again_id = await again.submit(("Do something.", {}))
+    second = await again.live.await_run(again_id, 60)
 
     assert second.output == first.output
     assert second.token_usage == first.token_usage
-    assert types_of(await replayed.events(again_id)) == recorded_types
+    assert types_of(await again.events(again_id)) == recorded
     (file,) = folder.iterdir()
     assert API_KEY not in file.read_text()
     assert str(rig.home) not in file.read_text()
-    await replayed.aclose()
-    await world.aclose()
+    await again.aclose()
 
 
 @pytest.mark.parametrize(
@@ -212,29 +210,16 @@ def test_a_missing_sdk_gives_the_command_that_installs_it(monkeypatch: pytest.Mo
 
 
 async def test_a_program_that_is_not_there_is_named(rig: ClaudeCodeRig) -> None:
-    world = World()
-    declared = ProviderDeclaration(
-        name="cc", kind="claude-code", options={**rig.options(), "command": "/no/such/claude"}
-    )
-    live = await world.open(declared=declared, home=str(rig.home))
-    (run_id,) = await world.submit(live, "x")
+    async with staged(rig, command="/no/such/claude") as stage:
+        error = await stage.error(("x", {}))
 
-    with pytest.raises(GreenroomError) as caught:
-        await live.await_run(run_id, 60)
-
-    assert "/no/such/claude" in caught.value.message
-    await world.aclose()
+    assert "/no/such/claude" in error.message
 
 
 async def test_system_prompt_model_and_tools_reach_the_model(rig: ClaudeCodeRig) -> None:
-    world = World()
-    options = {**rig.options(), "model": "claude-haiku-5", "system_prompt": "You are a parrot.", "tools": ["Read"]}
-    declared = ProviderDeclaration(name="cc", kind="claude-code", options=options)
-    live = await world.open(declared=declared, home=str(rig.home))
-    rig.answer(answers.text("Polly."))
-    (run_id,) = await world.submit(live, "Hi")
-
-    result = await live.await_run(run_id, 60)
+    given = {"model": "claude-haiku-5", "system_prompt": "You are a parrot.", "tools": ["Read"]}
+    async with staged(rig, **given) as stage:
+        result = await stage.run(rig.text("Polly."))
 
     assert rig.server is not None
     body = rig.server.requests[-1].body
@@ -242,7 +227,6 @@ async def test_system_prompt_model_and_tools_reach_the_model(rig: ClaudeCodeRig)
     assert "Read" in [tool["name"] for tool in body["tools"]]
     assert "Bash" not in [tool["name"] for tool in body["tools"]]
     assert body["model"] == result.model == "claude-haiku-5"
-    await world.aclose()
 
 
 async def test_an_environment_is_scrubbed_but_for_what_is_passed(
@@ -250,26 +234,19 @@ async def test_an_environment_is_scrubbed_but_for_what_is_passed(
 ) -> None:
     monkeypatch.setenv("SOME_SECRET", "hidden")
     monkeypatch.setenv("SOME_SETTING", "shown")
-    world = World()
-    options = {**rig.options(), "pass_env": ["SOME_SETTING"]}
-    live = await world.open(
-        declared=ProviderDeclaration(name="cc", kind="claude-code", options=options), home=str(rig.home)
-    )
-    stage = Stage(rig, world, live)
+    async with staged(rig, pass_env=["SOME_SETTING"]) as stage:
+        run_id = await stage.submit(rig.call("env"), permission_mode="full_auto")
+        await stage.live.await_run(run_id, 60)
+        (completed,) = await stage.events(run_id, EventType.TOOL_CALL_COMPLETED)
 
-    run_id = await stage.submit(rig.call("env"), permission_mode="full_auto")
-    await live.await_run(run_id, 60)
-
-    (completed,) = await stage.events(run_id, EventType.TOOL_CALL_COMPLETED)
     assert "SOME_SETTING=shown" in completed.data["tool_output"]
     assert "SOME_SECRET" not in completed.data["tool_output"]
     assert "RAY_" not in completed.data["tool_output"]
-    await world.aclose()
 
 
 async def test_a_client_that_died_between_runs_is_replaced(stage: Stage) -> None:
     stage.rig.answer(answers.text("one", chunks=3, chunk_delay_s=0.1))
-    (run_id,) = await stage.world.submit(stage.live, "one", options=NATIVE)
+    run_id = await stage.submit(("one", NATIVE))
     await stage.seen(run_id, EventType.MESSAGE_STREAMED)
     pid = pid_of(stage)
     await stage.live.await_run(run_id, 60)

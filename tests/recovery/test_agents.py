@@ -14,7 +14,8 @@ import greenroom
 from greenroom import Runtime
 from greenroom.adapters.process_trees import OWNER_VARIABLE
 from greenroom.testing import answers
-from tests.conformance.provider_rigs import RIGS, Rig
+from greenroom.testing.conformance import Rig
+from tests.conformance.provider_rigs import RIGS
 from tests.ray.processes import kill_9, pid_of
 from tests.waiting import wait_until
 
