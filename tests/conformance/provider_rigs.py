@@ -6,8 +6,9 @@ from typing import Any
 
 from greenroom.adapters.supervised_process import SupervisedProcess, scrubbed_environment
 from greenroom.adapters.tools import CallableToolbox
+from greenroom.domain.event import EventType
 from greenroom.domain.tool import Toolbox
-from greenroom.testing import Answer, MessagesServer, ResponsesServer, answers
+from greenroom.testing import AmpProgram, Answer, MessagesServer, ResponsesServer, answers
 from greenroom.testing.conformance import API_KEY, Abilities, Rig
 
 AGENTS = Path(__file__).parents[2] / ".agents"
@@ -125,6 +126,13 @@ class ClaudeCodeRig(Rig):
     def asked(self, command: str) -> tuple[str, dict[str, Any]]:
         return self.call(command)
 
+    def bare_command(self, prompt: str) -> tuple[list[str], dict[str, str], str]:
+        import claude_agent_sdk
+
+        program = Path(claude_agent_sdk.__file__).parent / "_bundled" / "claude"
+        command = [str(program), "-p", prompt, "--output-format", "stream-json", "--verbose"]
+        return command, bare_environment(self), str(self.cwd)
+
     def write(self, path: Path, content: str) -> tuple[str, dict[str, Any]]:
         """The agent writes a file with its own tool for that."""
         self.answer(answers.tool_use("Write", {"file_path": str(path), "content": content}))
@@ -132,7 +140,40 @@ class ClaudeCodeRig(Rig):
         return "Write it.", {}
 
 
-RIGS: list[type[Rig]] = [ScriptedRig, ShellRig, AnthropicRig, ClaudeCodeRig]
+class AmpRig(Rig):
+    """The stand-in for Amp's program: the real one cannot do a turn without Amp's servers."""
+
+    kind = name = "amp"
+    can = Abilities(streams=False, asks=False)
+    first_sign = (EventType.TOOL_CALL_STARTED,)
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._program = AmpProgram(folder)
+
+    def start(self) -> None:
+        self.server = MessagesServer().start()
+
+    def options(self) -> dict[str, Any]:
+        assert self.server is not None
+        env = {"AMP_URL": self.server.url, "AMP_API_KEY": API_KEY}
+        return {"command": str(self._program.path), "cwd": str(self.cwd), "env": env}
+
+    def shell_call(self, command: str) -> Answer:
+        return answers.tool_use("Bash", {"cmd": command})
+
+    def stall(self, content: str) -> tuple[str, dict[str, Any]]:
+        self.answer(self.shell_call("true"))  # Amp streams nothing: a text that stalls shows nothing
+        return super().stall(content)
+
+
+RIGS: list[type[Rig]] = [ScriptedRig, ShellRig, AnthropicRig, ClaudeCodeRig, AmpRig]
+
+
+def bare_environment(rig: Rig) -> dict[str, str]:
+    """What a client alone is given by benchmarks."""
+    rig.home.mkdir(exist_ok=True)
+    return scrubbed_environment({"HOME": str(rig.home), **rig.options()["env"]})
 
 
 def claude_environment(server: MessagesServer | ResponsesServer) -> dict[str, str]:

@@ -50,10 +50,12 @@ class AgentProcess:
             process = await SupervisedProcess.start(
                 tuple(command), cwd=where.cwd, env=where.environment, with_stdin=True
             )
-        except OSError as exc:
+        except BaseException as exc:
             if recording is not None:
                 recording.close()
-            raise _not_started(exc, command[0], where) from exc
+            if isinstance(exc, OSError):
+                raise _not_started(exc, command[0], where) from exc
+            raise
         if recording is not None:
             recording.write("argv", list(command))
         return cls(process, where, recording)

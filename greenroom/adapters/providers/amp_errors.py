@@ -27,6 +27,7 @@ _BY_WORDS: Mapping[str, type[GreenroomError]] = {
     r"rate limit|too many requests": ProviderRateLimited,
     r"overloaded": ProviderOverloaded,
     r"timed out": ProviderTimeout,
+    r"connection to|couldn't connect|cannot reach|server returned an error": ProviderUnavailable,
     r"invalid visibility|not permitted with --mode|unknown option": ProviderInvalidRequest,
 }
 
@@ -36,6 +37,9 @@ _STATUS = re.compile(r"(?:^|\(|\b(?:HTTP|status|status code|error):? )([45]\d\d)
 _UNKNOWN_THREAD = re.compile(r"thread not found", re.IGNORECASE)
 
 _TERMINAL_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+
+_URL_QUERY = re.compile(r"(\bhttps?://[^\s?]+\?)\S+")
+"""Amp without a key prints where to log in, with a token in the query."""
 
 _CAUGHT_SIGNALS = frozenset({130, 143})
 """Exit statuses of a program that caught SIGINT or SIGTERM and ended itself."""
@@ -54,7 +58,7 @@ def error_of_exit(exit_status: int, stderr_text: str) -> GreenroomError:
     details = {"exit_status": exit_status}
     if exit_status in _CAUGHT_SIGNALS:
         return Cancelled(f"Amp ended because it was told to stop (exit status {exit_status}).", details=details)
-    text = _TERMINAL_CONTROL.sub("", stderr_text).strip()[-_MOST_TEXT:]
+    text = _URL_QUERY.sub(r"\1***", _TERMINAL_CONTROL.sub("", stderr_text)).strip()[-_MOST_TEXT:]
     message = f"Amp ended without a result (exit status {exit_status})" + (f": {text}" if text else ".")
     return _error(text, message, details, otherwise=ProviderUnavailable)
 
@@ -68,7 +72,10 @@ def _error(text: str, message: str, details: Mapping[str, Any], *, otherwise: ty
         )
     found = _STATUS.search(text)
     status = int(found[1]) if found else None
-    return _error_class(status, text, otherwise)(message, details={**details, "http_status": status})
+    error_class = _error_class(status, text, otherwise)
+    if error_class is ProviderAuthenticationFailed:
+        message = f"{message.rstrip('.')}. Set AMP_API_KEY to an access token of your account."
+    return error_class(message, details={**details, "http_status": status})
 
 
 def _error_class(status: int | None, text: str, otherwise: type[GreenroomError]) -> type[GreenroomError]:

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from ...domain.errors import ProviderUnavailable
+from ...domain.errors import Cancelled, ProviderUnavailable
 from ...domain.event import EventType
 from ...domain.provider import ProviderEvent, ProviderOutcome
 from ...domain.token_usage import TokenUsage
@@ -17,6 +17,14 @@ _REJECTED = "rejected by permission rules"
 """What the result of a call says that a permission rule forbade; `permission_denials` comes too late and has no ids."""
 
 _Line = Mapping[str, Any]
+
+
+class ToolCall(NamedTuple):
+    """A call that a line tells of."""
+
+    call_id: str
+    name: str
+    arguments: dict[str, Any]
 
 
 class AmpMapping:
@@ -47,6 +55,8 @@ class AmpMapping:
         self._stop_reason: str | None = None
         self._calls: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {}
         self._open_calls: set[str] = set()
+        self._denied: set[str] = set()
+        self._is_stopped = False
         self._result: _Line | None = None
         self._exit: tuple[int, str] | None = None
         self._by_type: dict[str, Callable[[_Line], Iterator[ProviderEvent]]] = {
@@ -68,12 +78,31 @@ class AmpMapping:
         take = self._by_type.get(str(message.get("type")))
         return list(take(message)) if take else []
 
+    def deny(self, tool_call_id: str) -> None:
+        """A rule rejects the call: when it fails, it was denied."""
+        self._denied.add(tool_call_id)
+
+    def asked_to_stop(self) -> None:
+        """The process was told to end."""
+        self._is_stopped = True
+
+    def waits_after(self, line: _Line) -> bool:
+        """Whether Amp may wait to be told more after this line: it has said something and calls no tool, or may have
+        given up its turn because a call was rejected."""
+        if line.get("parent_tool_use_id") is not None:
+            return False
+        if line.get("type") == "user":
+            return any(self._tool_result(block).outcome is ToolOutcome.DENIED for block in _blocks(line, "tool_result"))
+        return line.get("type") == "assistant" and not tool_calls(line)
+
     def ended(self, exit_status: int, stderr_text: str) -> None:
         """The process is gone. What it says counts only if there was no result: an error result exits with 1 too."""
         self._exit = (exit_status, stderr_text)
 
     def outcome(self) -> ProviderOutcome:
         result = self._result
+        if self._is_stopped and (result is None or result.get("is_error")):
+            raise Cancelled("Amp ended its turn because it was told to stop.")
         if result is None:
             if self._exit is None:
                 raise ProviderUnavailable("Amp ended without a result. Try again later.")
@@ -122,13 +151,12 @@ class AmpMapping:
             yield ProviderEvent(EventType.TURN_COMPLETED, {"turn": self._turns, "stop_reason": self._stop_reason})
 
     def _user(self, line: _Line) -> Iterator[ProviderEvent]:
-        content = line["message"].get("content")
-        for block in cast("list[_Line]", content) if isinstance(content, list) else []:
+        for block in _blocks(line, "tool_result"):
             call_id = block.get("tool_use_id")
-            if block.get("type") == "tool_result" and call_id in self._open_calls:
+            if call_id in self._open_calls:
                 self._open_calls.remove(call_id)
                 name, arguments, metadata = self._calls[call_id]
-                yield replace(tool_call_ended(call_id, name, arguments, _tool_result(block)), metadata=metadata)
+                yield replace(tool_call_ended(call_id, name, arguments, self._tool_result(block)), metadata=metadata)
 
     def _ended(self, line: _Line) -> Iterator[ProviderEvent]:
         self._result = line
@@ -136,9 +164,23 @@ class AmpMapping:
         if usage and self._spent == TokenUsage():
             yield self._count(usage)
 
+    def _tool_result(self, block: _Line) -> ToolResult:
+        output = block.get("content")
+        if not block.get("is_error"):
+            return ToolResult(output=output)
+        denied = block.get("tool_use_id") in self._denied or _REJECTED in str(output)
+        return ToolResult(output=output, outcome=ToolOutcome.DENIED if denied else ToolOutcome.ERROR)
 
-def _tool_result(block: _Line) -> ToolResult:
-    output = block.get("content")
-    if not block.get("is_error"):
-        return ToolResult(output=output)
-    return ToolResult(output=output, outcome=ToolOutcome.DENIED if _REJECTED in str(output) else ToolOutcome.ERROR)
+
+def tool_calls(line: _Line) -> list[ToolCall]:
+    """The calls that a line tells of."""
+    blocks = _blocks(line, "tool_use") if line.get("type") == "assistant" else []
+    return [ToolCall(str(block.get("id")), str(block.get("name")), block.get("input") or {}) for block in blocks]
+
+
+def _blocks(line: _Line, kind: str) -> "list[_Line]":
+    """The parts of that kind of the message in a line."""
+    message: object = line.get("message")
+    content = cast("_Line", message).get("content") if isinstance(message, dict) else None
+    blocks = cast("list[_Line]", content) if isinstance(content, list) else []
+    return [block for block in blocks if block.get("type") == kind]

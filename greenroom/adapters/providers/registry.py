@@ -13,10 +13,11 @@ KINDS = {
     "shell": "greenroom.adapters.providers.shell:ShellProvider",
     "anthropic": "greenroom.adapters.providers.anthropic_messages:AnthropicProvider",
     "replay": "greenroom.adapters.providers.replay:ReplayProvider",
+    "amp": "greenroom.adapters.providers.amp:AmpProvider",
     "claude-code": "greenroom.adapters.providers.claude_code:ClaudeCodeProvider",
 }
 
-_LATER_KINDS = ("codex", "amp", "acp")
+_LATER_KINDS = ("codex", "acp")
 
 BUILT_IN_DECLARATIONS: Mapping[str, ProviderDeclaration] = {
     "scripted": ProviderDeclaration(name="scripted", kind="scripted"),

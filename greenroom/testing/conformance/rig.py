@@ -105,6 +105,10 @@ class Rig(ABC):
         self.always(answer)
         return "Say something.", {}
 
+    def bare_command(self, prompt: str) -> tuple[list[str], dict[str, str], str] | None:
+        """The client alone, for benchmarks: command line, environment and directory; None where it has no such way."""
+        return None
+
     def fault_class(self, status: int, expected: type[GreenroomError]) -> type[GreenroomError]:
         """What the client lets us know of the fault."""
         return expected
