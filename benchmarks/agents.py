@@ -61,7 +61,7 @@ def measure(console: Console) -> list[Figure]:
             unit="ms",
             limit_name="the bare client's process",
             limit=cost.bare_s * 1_000,
-            bound="<= 2.5",
+            bound="<= 1.5",
         )
         for name, cost in costs.items()
         if cost.bare_s is not None

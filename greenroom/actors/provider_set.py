@@ -21,6 +21,8 @@ class ProviderSet:
     def __init__(self, declarations: Mapping[str, ProviderDeclaration]) -> None:
         self._declarations = {**BUILT_IN_DECLARATIONS, **declarations}
         self._instances: dict[str, Provider] = {}
+        self._replaced: list[Provider] = []
+        """Instances of former declarations: runs may be under way at them, and they may keep clients."""
         # Provider and identity of a run's options -> those options (so that the identity stays theirs), and the merged.
         self._merged: dict[tuple[str, int], tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
 
@@ -29,7 +31,8 @@ class ProviderSet:
         for name, declared in {**BUILT_IN_DECLARATIONS, **declarations}.items():
             if self._declarations.get(name) != declared:
                 self._declarations[name] = declared
-                self._instances.pop(name, None)
+                if (replaced := self._instances.pop(name, None)) is not None:
+                    self._replaced.append(replaced)
                 self._merged.clear()
 
     def check(self, name: str, run: RunOptions) -> None:
@@ -77,8 +80,9 @@ class ProviderSet:
 
     async def aclose(self) -> None:
         """Release all that were made."""
-        instances, self._instances = self._instances, {}
-        for provider in instances.values():
+        released = [*self._replaced, *self._instances.values()]
+        self._replaced, self._instances = [], {}
+        for provider in released:
             await provider.aclose()
 
     def _declared(self, name: str) -> ProviderDeclaration:
