@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from greenroom.testing import MessagesServer, answers
 from tests.waiting import wait_until
 
 TIMEOUT_S = 60.0
@@ -581,3 +582,28 @@ def test_a_run_is_steered_from_the_command_line(
 
     assert refused.returncode in {1, 2}
     assert_one_error(refused.stderr, "capability_not_supported")
+
+
+def test_an_agent_is_recorded_and_plays_again_without_its_client(greenroom: CommandLine, tmp_path: Path) -> None:
+    recordings = tmp_path / "recordings"
+    with MessagesServer() as server:
+        server.answers.append(answers.text("Hello from the agent."))
+        coder = {
+            "kind": "claude-code",
+            "cwd": str(tmp_path),
+            "env": {"ANTHROPIC_BASE_URL": server.url, "ANTHROPIC_API_KEY": "sk-test-not-to-be-seen"},
+        }
+        again = {"kind": "replay", "client": "claude-code", "recording": str(recordings)}
+        line = CommandLine(greenroom.data_dir)
+        line.env["GREENROOM_PROVIDERS"] = json.dumps({"coder": coder, "again": again})
+
+        first = line.run("run", "Hi", "--provider", "coder", "--permission-mode", "plan", "--record", str(recordings))
+    second = line.run("run", "Hi", "--provider", "again")
+    refused = line.run("run", "Hi", "--provider", "again", "--permission-mode", "plan")
+    listed = line.run("providers")
+
+    assert (first.returncode, first.stdout) == (0, "Hello from the agent.\n"), first.stderr
+    assert (second.returncode, second.stdout) == (0, "Hello from the agent.\n"), second.stderr
+    assert refused.returncode == 1
+    assert "cannot honour permission_mode" in refused.stderr
+    assert "sk-test-not-to-be-seen" not in listed.stdout + "".join(path.read_text() for path in recordings.iterdir())

@@ -1,4 +1,4 @@
-"""The providers of a session: made when first used, made anew when their declaration changes, all released in the end."""
+"""The providers of a session: made when first used, anew when their declaration changes, all released in the end."""
 
 from typing import Any
 
