@@ -32,7 +32,11 @@ sessions: dict[str, dict[str, Any]] = {}
 
 
 def write(message: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
+    write_line(json.dumps({"jsonrpc": "2.0", **message}))
+
+
+def write_line(line: str) -> None:
+    sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
@@ -53,7 +57,13 @@ def say(session_id: str, text: str) -> None:
 
 def settings(session: dict[str, Any]) -> dict[str, Any]:
     modes = [{"id": mode, "name": mode} for mode in ABILITIES.get("modes", [])]
-    models = {"id": "model", "category": "model", "type": "select", "currentValue": session["model"], "options": []}
+    models: dict[str, Any] = {
+        "id": "model",
+        "category": "model",
+        "type": "select",
+        "currentValue": session["model"],
+        "options": [],
+    }
     answer: dict[str, Any] = {"modes": {"availableModes": modes, "currentModeId": session["mode"]}} if modes else {}
     return answer | ({"configOptions": [models]} if "models" in ABILITIES else {})
 
@@ -93,7 +103,7 @@ STEPS: dict[str, Callable[[str, Any], object]] = {
     "update": update,
     "call": lambda session_id, call_id: tool_call(session_id, call_id, "in_progress"),
     "done": lambda session_id, call_id: tool_call(session_id, call_id, "completed"),
-    "line": lambda session_id, text: print(text, flush=True),
+    "line": lambda session_id, text: write_line(text),
     "settings": lambda session_id, _: say(session_id, json.dumps(sessions[session_id])),
     "deaf": lambda session_id, _: deaf(session_id),
     "exit": lambda session_id, status: sys.exit(status),
@@ -156,7 +166,7 @@ def set_config_option(params: dict[str, Any]) -> dict[str, Any]:
     return {"result": {}}
 
 
-METHODS = {
+METHODS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "initialize": initialize,
     "authenticate": authenticate,
     "session/new": begin,

@@ -1,8 +1,12 @@
 """Greenroom's own kinds of providers, set up for the suite of greenroom.testing.conformance."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import psutil
 
 from greenroom.adapters.supervised_process import SupervisedProcess, scrubbed_environment
 from greenroom.adapters.tools import CallableToolbox
@@ -127,10 +131,7 @@ class ClaudeCodeRig(Rig):
         return self.call(command)
 
     def bare_command(self, prompt: str) -> tuple[list[str], dict[str, str], str]:
-        import claude_agent_sdk
-
-        program = Path(claude_agent_sdk.__file__).parent / "_bundled" / "claude"
-        command = [str(program), "-p", prompt, "--output-format", "stream-json", "--verbose"]
+        command = [str(bundled_claude()), "-p", prompt, "--output-format", "stream-json", "--verbose"]
         return command, bare_environment(self), str(self.cwd)
 
     def write(self, path: Path, content: str) -> tuple[str, dict[str, Any]]:
@@ -167,7 +168,167 @@ class AmpRig(Rig):
         return super().stall(content)
 
 
-RIGS: list[type[Rig]] = [ScriptedRig, ShellRig, AnthropicRig, ClaudeCodeRig, AmpRig]
+class CodexRig(Rig):
+    """Commands run in Codex's own sandbox: it asks for what leaves that, and processes have other numbers in there."""
+
+    kind = name = "codex"
+    can = Abilities(reasks=True)
+
+    def start(self) -> None:
+        self.server = ResponsesServer().start()
+
+    def options(self) -> dict[str, Any]:
+        assert self.server is not None
+        env = {"OPENAI_API_KEY": API_KEY, "OPENAI_BASE_URL": f"{self.server.url}/v1"}
+        return {"cwd": str(self.cwd), "env": env}
+
+    def shell_call(self, command: str) -> Answer:
+        return answers.tool_use("exec_command", {"cmd": command})
+
+    def asked(self, command: str) -> tuple[str, dict[str, Any]]:
+        self.answer(self.escalated(command))
+        self.answer(answers.text("Done."))
+        return "Do something.", {}
+
+    @staticmethod
+    def escalated(command: str) -> Answer:
+        """A call of a command that is to run outside the sandbox."""
+        arguments = {"cmd": command, "sandbox_permissions": "require_escalated", "justification": "It has to be."}
+        return answers.tool_use("exec_command", arguments)
+
+    @staticmethod
+    def is_alive(pid: int, pid_file: Path) -> bool:
+        return any(str(pid_file) in " ".join(command) for command in command_lines())
+
+
+class CodexExecRig(CodexRig):
+    name = "codex-exec"
+    can = Abilities(streams=False, asks=False, reasks=True)
+    first_sign = (EventType.TOOL_CALL_STARTED,)
+
+    def options(self) -> dict[str, Any]:
+        return {**super().options(), "interface": "exec"}
+
+    def stall(self, content: str) -> tuple[str, dict[str, Any]]:
+        self.answer(self.shell_call("true"))  # it streams nothing: a text that stalls shows nothing
+        return super().stall(content)
+
+
+class AcpClaudeRig(Rig):
+    """Claude Code behind its adapter for the Agent Client Protocol."""
+
+    kind = "acp"
+    name = "acp-claude"
+    can = Abilities(reasks=True)
+    program: ClassVar[Path] = AGENTS / "claude-agent-acp/node_modules/.bin/claude-agent-acp"
+
+    @classmethod
+    def missing(cls) -> str | None:
+        return None if cls.program.exists() else f"{cls.program} is not installed; run make install-agents"
+
+    def start(self) -> None:
+        self.server = MessagesServer().start()
+
+    def options(self) -> dict[str, Any]:
+        assert self.server is not None
+        env = {**claude_environment(self.server), "CLAUDE_CODE_EXECUTABLE": str(bundled_claude())}
+        return {"preset": "claude-agent-acp", "command": str(self.program), "cwd": str(self.cwd), "env": env}
+
+    def asked(self, command: str) -> tuple[str, dict[str, Any]]:
+        return self.call(command)
+
+
+class AcpZedCodexRig(CodexRig):
+    """Codex behind the adapter of zed, a program without node."""
+
+    kind = "acp"
+    name = "acp-codex-zed"
+    can = Abilities(denial_ends_turn=True, reasks=True, counts=False)
+    program: ClassVar[Path] = AGENTS / "codex-acp-zed/node_modules/.bin/codex-acp-linux-x64"
+
+    @classmethod
+    def missing(cls) -> str | None:
+        return None if cls.program.exists() else f"{cls.program} is not installed; run make install-agents"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._sandbox_folder = folder / "bin"
+
+    def start(self) -> None:
+        super().start()
+        self._sandbox_folder.mkdir()
+        (self._sandbox_folder / "bwrap").symlink_to(bundled_sandbox())
+
+    def shell_call(self, command: str) -> Answer:
+        return self.escalated(command)  # the modes in which these ask have a sandbox that lets nothing be written
+
+    def options(self) -> dict[str, Any]:
+        assert self.server is not None
+        folder = self.home / ".codex"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.toml").write_text(CODEX_CONFIGURATION.format(url=self.server.url))
+        env = {"FAKE_KEY": API_KEY, "PATH": f"{self._sandbox_folder}:{os.environ['PATH']}"}
+        return {"preset": "codex-acp", "command": str(self.program), "cwd": str(self.cwd), "env": env}
+
+
+class AcpCodexRig(AcpZedCodexRig):
+    """Codex behind the adapter of the protocol's own makers."""
+
+    name = "acp-codex"
+    can = Abilities(denial_ends_turn=True, reasks=True)
+    program = AGENTS / "codex-acp/node_modules/.bin/codex-acp"
+
+
+CODEX_CONFIGURATION = """
+model = "gpt-5.5"
+model_provider = "fake"
+check_for_update_on_startup = false
+[features]
+plugins = false
+[analytics]
+enabled = false
+[model_providers.fake]
+name = "fake"
+base_url = "{url}/v1"
+wire_api = "responses"
+env_key = "FAKE_KEY"
+request_max_retries = 1
+stream_max_retries = 1
+"""
+
+RIGS: list[type[Rig]] = [
+    ScriptedRig,
+    ShellRig,
+    AnthropicRig,
+    ClaudeCodeRig,
+    CodexRig,
+    CodexExecRig,
+    AmpRig,
+    AcpClaudeRig,
+    AcpZedCodexRig,
+    AcpCodexRig,
+]
+
+
+def bundled_claude() -> Path:
+    """The `claude` that comes with the SDK."""
+    import claude_agent_sdk
+
+    return Path(claude_agent_sdk.__file__).parent / "_bundled" / "claude"
+
+
+def bundled_sandbox() -> Path:
+    """The `bwrap` that comes with Codex."""
+    import codex_cli_bin
+
+    return Path(codex_cli_bin.__file__).parent / "codex-resources" / "bwrap"
+
+
+def command_lines() -> Iterator[list[str]]:
+    """Of every process that there is."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            yield process.cmdline()
 
 
 def bare_environment(rig: Rig) -> dict[str, str]:

@@ -31,7 +31,7 @@ from greenroom.domain.run_input import Message, Role
 from greenroom.domain.tool import NoTools, ToolOutcome, ToolResult
 from greenroom.domain.tool_policy import OnViolation, Policy
 
-from . import acp_agent_program
+AGENT = Path(__file__).with_name("acp_agent_program.py")
 
 CODEX = "@agentclientprotocol/codex-acp"
 
@@ -107,7 +107,7 @@ class Session:
 
     @property
     def command(self) -> list[str]:
-        return [sys.executable, str(acp_agent_program.__file__), json.dumps(self.abilities)]
+        return [sys.executable, str(AGENT), json.dumps(self.abilities)]
 
     async def run(self, *steps: Step, told: Told | None = None, **changes: Any) -> Told:
         return await self.carry_out(self.request(*steps, **changes), told)
@@ -211,6 +211,13 @@ async def test_in_full_auto_no_person_is_asked(session: Session) -> None:
     assert [("call_1", False)] == session.tools.asked
 
 
+async def test_a_question_about_a_call_that_has_no_name_is_denied(session: Session) -> None:
+    told = await session.run({"ask": 7})
+
+    assert [] == session.tools.asked
+    assert {"outcome": "selected", "optionId": "no"} == json.loads(told.content)
+
+
 async def test_an_interrupt_is_heard_while_a_person_is_asked(session: Session) -> None:
     session.tools.may_answer.clear()
     told = Told()
@@ -226,11 +233,11 @@ async def test_an_interrupt_is_heard_while_a_person_is_asked(session: Session) -
 
 async def test_a_question_that_the_agent_takes_back_is_answered_no_more(session: Session) -> None:
     session.tools.may_answer.clear()
-    ask = {"sessionId": "{}", "toolCall": {"toolCallId": "call_1", "rawInput": {"a": 1}}, "options": []}
     take_back = '{"jsonrpc": "2.0", "method": "$/cancel_request", "params": {"requestId": "q"}}'
     begun = await session.run({"say": "Hi."})
     assert begun.handle is not None
-    ask["sessionId"] = begun.handle["session_id"]
+    call = {"toolCallId": "call_1", "rawInput": {"command": "ls"}}
+    ask: dict[str, Any] = {"sessionId": begun.handle["session_id"], "toolCall": call, "options": []}
     question = json.dumps({"jsonrpc": "2.0", "id": "q", "method": "session/request_permission", "params": ask})
 
     told = await session.run({"line": question}, {"line": take_back}, {"say": "Done."}, conversation=begun.handle)
@@ -412,24 +419,28 @@ async def test_an_agent_that_dies_fails_its_run_and_is_replaced(session: Session
     assert "Back." == told.content
 
 
-async def test_an_agent_that_does_not_stop_is_ended_and_takes_its_other_runs_with_it(session: Session) -> None:
-    session.tools.may_answer.clear()
-    other = asyncio.create_task(session.run({"ask": "call_1"}))
-    await session.tools.has_been_asked.wait()
-    deaf = Told()
-    run = asyncio.create_task(session.run({"say": "Hi."}, told=deaf))
-    session.tools.may_answer.set()
-    await other
-    await run
-    stuck = Told()
-    held = asyncio.create_task(session.run({"say": "Hi."}, {"deaf": True}, told=stuck))
-    await until(lambda: bool(stuck.events))
+async def test_an_agent_that_does_not_stop_is_ended(session: Session) -> None:
+    told = Told()
+    run = asyncio.create_task(session.run({"say": "Hi."}, {"deaf": True}, told=told))
+    await until(lambda: bool(told.events))
 
-    held.cancel()
+    run.cancel()
     async with asyncio.timeout(5):
-        await asyncio.wait((held,))
+        await asyncio.wait((run,))
 
     assert [] == session.pids()
+
+
+async def test_an_agent_that_stops_when_it_is_told_to_stays(session: Session) -> None:
+    told = Told()
+    run = asyncio.create_task(session.run({"say": "Hi."}, {"hold": True}, told=told))
+    await until(lambda: bool(told.events))
+
+    run.cancel()
+    await asyncio.wait((run,))
+
+    after = await session.run({"settings": True}, conversation=told.handle)
+    assert 2 == json.loads(after.content)["prompts"]
 
 
 async def test_an_agent_stays_for_runs_that_go_on_and_for_no_others(session: Session) -> None:

@@ -4,6 +4,7 @@ The protocol has only JSON-RPC errors, nearly always -32603. What happened stand
 fills in its own way, and an HTTP status often in the text alone.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -21,9 +22,13 @@ from ...domain.errors import (
     ProviderUnavailable,
 )
 from .http_errors import class_of_status
+from .wire_mapping import conversation_is_gone
 
 REQUEST_CANCELLED = -32800
 """The code with which an agent answers a request that was cancelled."""
+
+AUTHENTICATION_REQUIRED = -32000
+"""The code with which an agent asks to be authenticated first."""
 
 _BY_CAUSE: Mapping[str, type[GreenroomError]] = {
     "billing_error": ProviderQuotaExceeded,
@@ -41,6 +46,7 @@ _BY_NAME: Mapping[str, type[GreenroomError]] = {
     "http_connection_failed": ProviderUnavailable,
     "internal_server_error": ProviderUnavailable,
     "invalid_request": ProviderInvalidRequest,
+    "invalid_request_error": ProviderInvalidRequest,
     "model_not_found": ProviderInvalidRequest,
     "overloaded": ProviderOverloaded,
     "provider_auth_error": ProviderAuthenticationFailed,
@@ -53,7 +59,7 @@ _BY_NAME: Mapping[str, type[GreenroomError]] = {
 }
 
 _BY_CODE: Mapping[int, type[GreenroomError]] = {
-    -32000: ProviderAuthenticationFailed,
+    AUTHENTICATION_REQUIRED: ProviderAuthenticationFailed,
     -32002: ProviderInvalidRequest,
     -32600: ProviderInvalidRequest,
     -32601: ProviderInvalidRequest,
@@ -62,8 +68,13 @@ _BY_CODE: Mapping[int, type[GreenroomError]] = {
 """JSON-RPC codes. -32603, "internal error", tells nothing."""
 
 _STATUS_IN_TEXT = re.compile(r"\b(?:status|error|rejected)\D{0,8}([45]\d\d)\b", re.IGNORECASE)
-_RATE_LIMIT_IN_TEXT = re.compile(r"rate.?limit|too many requests", re.IGNORECASE)
-"""Last resort: OpenCode passes on the text of the provider and nothing else."""
+_IN_TEXT: Mapping[type[GreenroomError], re.Pattern[str]] = {
+    ProviderRateLimited: re.compile(r"rate.?limit|too many requests", re.IGNORECASE),
+    ProviderOverloaded: re.compile(r"\boverloaded\b|\bat capacity\b", re.IGNORECASE),
+    ProviderAuthenticationFailed: re.compile(r"authentication|unauthori[sz]ed|\bapi key\b", re.IGNORECASE),
+    ProviderInvalidRequest: re.compile(r"\binvalid.request", re.IGNORECASE),
+}
+"""Last resort: OpenCode passes on the text of the provider and nothing else, and codex-acp now and then."""
 
 
 def error_of_answer(error: Mapping[str, Any]) -> GreenroomError:
@@ -78,6 +89,16 @@ def error_of_answer(error: Mapping[str, Any]) -> GreenroomError:
     if isinstance(code, int) and code >= HTTPStatus.BAD_REQUEST:  # Gemini answers with the status itself
         status, code = code, None
     return _error(message, status=status, name=name, code=code)
+
+
+def error_of_load(error: Mapping[str, Any]) -> GreenroomError:
+    """The error for one with which session/load was answered. No model is asked for that, so whatever the agent says
+    of it, it has not got the conversation."""
+    known = error_of_answer(error)
+    if isinstance(known, ProviderAuthenticationFailed):
+        return known
+    said = known.message.rstrip(". \n")
+    return ProviderInvalidRequest(conversation_is_gone(said), details={**known.details, "field": "continuation"})
 
 
 def error_of_thread(message: str, info: object) -> GreenroomError:
@@ -95,7 +116,7 @@ def error_class(message: str, *, status: int | None, name: str | None, code: int
         return of_status
     if known := _BY_NAME.get(spelled) or _BY_CODE.get(code or 0):
         return known
-    return ProviderRateLimited if _RATE_LIMIT_IN_TEXT.search(message) else ProviderError
+    return next((of_text for of_text, words in _IN_TEXT.items() if words.search(message)), ProviderError)
 
 
 def codex_error(info: object) -> tuple[str | None, int | None]:
@@ -114,10 +135,22 @@ def status_in(message: str) -> int | None:
 
 
 def _error(message: str, *, status: int | None, name: str | None, code: int | None = None) -> GreenroomError:
+    message, type_in_body = _unwrapped(message)
+    if name in (None, "other"):
+        name = type_in_body or name
     status = status or status_in(message)
     known = {"http_status": status, "reason": name, "rpc_code": code}
     details = {key: value for key, value in known.items() if value is not None}
     return error_class(message, status=status, name=name, code=code)(message, details=details)
+
+
+def _unwrapped(message: str) -> tuple[str, str | None]:
+    """What an API answered says in words, and the type of its error: both codex-acp pass a body on as it came."""
+    try:
+        body: Any = json.loads(message) if message.lstrip().startswith("{") else None
+        return str(body["error"]["message"]), body["error"].get("type")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return message, None
 
 
 def _snake(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What an agent says over the Agent Client Protocol, as events. One mapping is one session/prompt."""
+"""What an agent says over the Agent Client Protocol, as events: one session/prompt, with those queued behind it."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +16,7 @@ from .wire_mapping import error_occurred, message_received, message_streamed, us
 _KIND_OF_CHUNK = {"agent_message_chunk": "text", "agent_thought_chunk": "thinking"}
 
 _NOTES_OF_CLIENT: Mapping[str, re.Pattern[str]] = {
+    "@agentclientprotocol/claude-agent-acp": re.compile(r"\*\*Warning:\*\* "),
     "@agentclientprotocol/codex-acp": re.compile(
         r"(Config warning|Warning): |\*Context compacted |Model rerouted from "
     ),
@@ -56,7 +57,7 @@ class _Call:
     def learn(self, said: _Said, *, asked: bool = False) -> None:
         """Merge a message; `asked` where it is a permission request, whose input may be cut down."""
         raw_input = said.get("rawInput")
-        if raw_input and not (asked and self.arguments):
+        if raw_input and not (asked and self.has_input):
             self.arguments = _mapping(raw_input) or {"input": raw_input}
         self.title = said.get("title") or self.title
         self.kind = said.get("kind") or self.kind
@@ -123,12 +124,20 @@ class AcpMapping:
     """
 
     def __init__(
-        self, session_id: str | None = None, *, agent: str | None = None, session_cost_usd: float = 0.0
+        self,
+        session_id: str | None = None,
+        *,
+        agent: str | None = None,
+        session_cost_usd: float | None = 0.0,
+        system_prompt: str | None = None,
     ) -> None:
-        """`agent` is its name in agentInfo; `session_cost_usd` what the session had cost in this process before."""
+        """`agent` is its name in agentInfo; `session_cost_usd` what the session had cost before, None if nobody knows,
+        as of one that was loaded: Claude counts what it had cost in earlier processes, if it knows.
+        `system_prompt` names the one that the session began with; it goes into the handle."""
         self.session_cost_usd = session_cost_usd
         """Cost of the session so far: what the mapping of its next prompt is to be given."""
         self._session_id = session_id
+        self._begun_with = {} if system_prompt is None else {"system_prompt": system_prompt}
         self._notes = _NOTES_OF_CLIENT.get(agent or "")
         self._cost_before_usd = session_cost_usd
         self._knows_cost = False
@@ -143,6 +152,8 @@ class AcpMapping:
         self._codex_error: _Said = {}
         self._thread_error: str | None = None
         """Text of the systemError that codex-acp is in."""
+        self._waiting_prompts = 0
+        """Those that are to be sent when this one is answered."""
         self._result: _Said | None = None
         self._error: _Said | None = None
         self._by_kind: dict[str, Callable[[_Said], Iterator[ProviderEvent]]] = {
@@ -155,7 +166,7 @@ class AcpMapping:
 
     @property
     def handle(self) -> dict[str, str] | None:
-        return None if self._session_id is None else {"session_id": self._session_id}
+        return None if self._session_id is None else {"session_id": self._session_id, **self._begun_with}
 
     @property
     def is_over(self) -> bool:
@@ -186,18 +197,26 @@ class AcpMapping:
         """This call was not allowed: it fails as denied, when the agent says that it failed or else with the answer."""
         self._denied.add(tool_call_id)
 
+    def prompt_waits(self) -> None:
+        """One more prompt is sent when this one is answered: the attempt is not over before the answer to that."""
+        self._waiting_prompts += 1
+
     def asked_to_cancel(self) -> None:
-        """session/cancel was sent."""
+        """session/cancel was sent, and nothing else will be."""
         self._was_asked_to_cancel = True
+        self._waiting_prompts = 0
 
     def answered(self, result: _Said) -> list[ProviderEvent]:
-        """session/prompt was answered."""
+        """session/prompt was answered. If it is not over with that, the next prompt is to be sent."""
         events = [*self._close_message(), *self._close_denied()]
-        self._result = result
         usage = _usage(result)
         if usage.total_tokens:
-            self._usage = usage
-            events.append(usage_updated(usage))
+            self._usage += usage
+            events.append(usage_updated(self._usage))
+        if self._waiting_prompts and self._thread_error is None:
+            self._waiting_prompts -= 1
+        else:
+            self._result = result
         return events
 
     def failed(self, error: _Said) -> list[ProviderEvent]:
@@ -317,13 +336,13 @@ class AcpMapping:
             yield _retrying(self._codex_error)
 
     def _count_cost(self, cost: _Said) -> None:
-        """The amount grows over the life of the agent's process."""
+        """The amount grows over the life of the session."""
         if cost.get("currency") == "USD":
             self._knows_cost = True
             self.session_cost_usd = float(cost.get("amount") or 0.0)
 
     def _cost_usd(self) -> float | None:
-        if not self._knows_cost:
+        if not self._knows_cost or self._cost_before_usd is None or self.session_cost_usd is None:
             return None
         before_usd = self._cost_before_usd if self._cost_before_usd <= self.session_cost_usd else 0.0
         return self.session_cost_usd - before_usd

@@ -46,6 +46,8 @@ class AgentOptions:
     """A directory: everything that the client says and hears is written to a file there, which kind `replay` plays."""
 
 
+_DEFAULTS = AgentOptions()
+
 OptionsT = TypeVar("OptionsT", bound=AgentOptions)
 
 
@@ -56,7 +58,7 @@ def parse_agent_options(
     options that this client has nothing for."""
     parsed = parse_options(options_type, given, field=field)
     for name in cannot:
-        if getattr(parsed, name):
+        if getattr(parsed, name) != getattr(_DEFAULTS, name):
             raise CapabilityNotSupported(
                 f"{field}.{name}: this agent has no such setting.", details={"field": f"{field}.{name}"}
             )

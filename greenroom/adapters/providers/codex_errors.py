@@ -48,6 +48,8 @@ _BY_NAME: Mapping[str, type[GreenroomError]] = {
 
 _BY_TEXT: Mapping[str, type[GreenroomError]] = {
     "no rollout found": ProviderInvalidRequest,
+    "failed to load configuration": ProviderInvalidRequest,
+    "Error loading config.toml": ProviderInvalidRequest,
     "ran out of room in the model's context window": ProviderInvalidRequest,
     "rate limit exceeded": ProviderRateLimited,
     "hit your usage limit": ProviderQuotaExceeded,
@@ -57,6 +59,7 @@ _BY_TEXT: Mapping[str, type[GreenroomError]] = {
     "experiencing high demand": ProviderUnavailable,
     "idle timeout": ProviderTimeout,
     "stream disconnected before completion": ProviderUnavailable,
+    "Connection failed": ProviderUnavailable,
 }
 """Part of a text -> class; the first that fits counts."""
 
@@ -92,6 +95,14 @@ def error_of_exit(exit_status: int, stderr_text: str, *, began: bool) -> Greenro
     error = _error(message, name=None, status=None, otherwise=ProviderUnavailable)
     error.details.update(details)
     return error
+
+
+def error_of_end(stderr_text: str) -> GreenroomError:
+    """The error of an app-server that has ended. Most of what it says on stderr is a log, of no use to anybody here."""
+    said = [line for line in stderr_text.splitlines() if line.startswith(_STATEMENT)]
+    if not said:
+        return ProviderUnavailable("Codex ended in the middle of its work. Try again later.")
+    return _error(f"Codex ended: {said[-1]}", name=None, status=None, otherwise=ProviderUnavailable)
 
 
 def error_of_turn(error: Mapping[str, Any]) -> GreenroomError:

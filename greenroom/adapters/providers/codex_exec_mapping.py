@@ -34,9 +34,11 @@ class CodexExecMapping:
     shows it.
     """
 
-    def __init__(self, *, continued: Mapping[str, str] | None = None) -> None:
-        """`continued` is the handle of the attempt that this one resumes: the usage that Codex tells includes it."""
+    def __init__(self, *, continued: Mapping[str, str] | None = None, instructions: str | None = None) -> None:
+        """`continued` is the handle of the attempt that this one resumes: the usage that Codex tells includes it;
+        `instructions` stands for what the thread has been told, and is kept in the handle."""
         self._thread_id: str | None = None
+        self._instructions = instructions
         self._usage = CodexUsage(continued)
         self._began = False
         self._completed = False
@@ -57,7 +59,10 @@ class CodexExecMapping:
 
     @property
     def handle(self) -> dict[str, str] | None:
-        return None if self._thread_id is None else self._usage.handle(self._thread_id)
+        if self._thread_id is None:
+            return None
+        handle = self._usage.handle(self._thread_id)
+        return handle if self._instructions is None else {**handle, "instructions": self._instructions}
 
     @property
     def is_over(self) -> bool:

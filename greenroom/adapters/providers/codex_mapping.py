@@ -26,6 +26,11 @@ _ARGUMENTS: Mapping[str, tuple[str, ...]] = {
 _NAMED_TOOLS = frozenset({"mcp_tool_call", "dynamic_tool_call"})
 """Kinds of items that carry the name and the arguments of a tool."""
 
+_UNSEEN = "Codex gave this call up before it was made, and does not say why."
+
+_SANDBOXED = "command_execution"
+"""Of a command that fails at its sandbox there is no item; of all others there is."""
+
 _CAPITAL = re.compile(r"(?<!^)([A-Z])")
 
 _Message = Mapping[str, Any]
@@ -35,27 +40,60 @@ class CodexToolCalls:
     """Items that are tool calls, in the spelling of `codex exec`: each begins once and ends once."""
 
     def __init__(self) -> None:
-        self._started: set[str] = set()
+        self._begun: dict[str, tuple[str, dict[str, Any]]] = {}
+        """Name and arguments by id, as the start was told with."""
         self._ended: set[str] = set()
         self._denied: set[str] = set()
+        self._shown: set[str] = set()
+        """Calls that there was an item of."""
 
     def deny(self, item_id: str) -> None:
         """This call was not allowed: unless it completes nevertheless, it is told as denied."""
         self._denied.add(item_id)
 
+    def begin(self, item_id: str, name: str, arguments: dict[str, Any]) -> Iterator[ProviderEvent]:
+        """The call is about to be made. What is told of it later goes by this name and these arguments."""
+        if item_id not in self._begun:
+            self._begun[item_id] = (name, arguments)
+            yield tool_call_started(item_id, name, arguments)
+
+    def finish(self, item_id: str, result: ToolResult) -> Iterator[ProviderEvent]:
+        """The call that was begun has ended, or is not made at all: it counts where no item tells how it ended."""
+        if item_id in self._begun and item_id not in self._ended:
+            self._ended.add(item_id)
+            yield tool_call_ended(item_id, *self._begun[item_id], result)
+
+    def finish_unseen(self) -> Iterator[ProviderEvent]:
+        """The turn is over. What was begun and never seen as an item, Codex has given up before it came to that."""
+        for item_id in self._begun:
+            if item_id not in self._shown:
+                yield from self.finish(item_id, ToolResult(output=_UNSEEN, outcome=ToolOutcome.ERROR))
+
+    def adopt(self, item_id: str) -> None:
+        """There will be no item of this call, whatever becomes of it."""
+        self._shown.add(item_id)
+
+    def is_open(self, item_id: str) -> bool:
+        """Whether the call has begun and not ended."""
+        return item_id in self._begun and item_id not in self._ended
+
+    def begun(self, item_id: str) -> tuple[str, dict[str, Any]]:
+        """Name and arguments of a call that was begun."""
+        return self._begun[item_id]
+
     def start(self, item: _Message) -> Iterator[ProviderEvent]:
-        call = _call(item)
-        if call is not None and item["id"] not in self._started:
-            self._started.add(item["id"])
-            yield tool_call_started(item["id"], *call)
+        call = call_of_item(item)
+        if call is not None:
+            self._shown.add(item["id"])
+            yield from self.begin(item["id"], *call)
 
     def end(self, item: _Message) -> Iterator[ProviderEvent]:
         """Also of a call whose start was not told: file changes are reported only when they are done."""
-        call = _call(item)
+        call = call_of_item(item)
         if call is not None and item["id"] not in self._ended:
-            yield from self.start(item)
+            yield from self.begin(item["id"], *call)
             self._ended.add(item["id"])
-            yield tool_call_ended(item["id"], *call, self._result(item))
+            yield tool_call_ended(item["id"], *self._begun[item["id"]], self._result(item))
 
     def _result(self, item: _Message) -> ToolResult:
         output = _output(item)
@@ -115,14 +153,23 @@ class CodexMapping:
 
     All else gives nothing: other threads and other turns (a resumed thread tells the usage of its last turn again),
     the items of the prompt, changes of status, warnings. A turn of Codex is the whole attempt; where a turn of the
-    model ends it does not say, so there is no turn_completed. Requests for approval are not notifications: who answers
-    one with a no says so with `deny`.
+    model ends it does not say, so there is no turn_completed. What Codex asks, and what its hooks say, are no
+    notifications: who hears that tells of it with `begin_call`, `refuse_call`, `deny`, `end_call`.
     """
 
-    def __init__(self, thread_id: str, *, model: str | None = None, continued: Mapping[str, str] | None = None) -> None:
-        """`model` is the one that thread/start or thread/resume answered with; `continued` the handle of before."""
+    def __init__(
+        self,
+        thread_id: str,
+        *,
+        model: str | None = None,
+        continued: Mapping[str, str] | None = None,
+        instructions: str | None = None,
+    ) -> None:
+        """`model` is the one that thread/start or thread/resume answered with; `continued` the handle of before;
+        `instructions` stands for what the thread has been told by now, and is kept in the handle."""
         self._thread_id = thread_id
         self._model = model
+        self._instructions = instructions
         self._usage = CodexUsage(continued)
         self._turn_id: str | None = None
         self._turn: _Message | None = None
@@ -134,7 +181,7 @@ class CodexMapping:
             "item/reasoning/summaryPartAdded": _next_part,
             "item/reasoning/summaryTextDelta": lambda params: _delta(params, "thinking"),
             "item/reasoning/textDelta": lambda params: _delta(params, "thinking"),
-            "item/started": lambda params: self._calls.start(_in_exec_spelling(params["item"])),
+            "item/started": lambda params: self._calls.start(in_exec_spelling(params["item"])),
             "item/completed": self._item_completed,
             "thread/tokenUsage/updated": self._count,
             "error": self._failed,
@@ -144,11 +191,39 @@ class CodexMapping:
 
     @property
     def handle(self) -> dict[str, str] | None:
-        return self._usage.handle(self._thread_id)
+        handle = self._usage.handle(self._thread_id)
+        return handle if self._instructions is None else {**handle, "instructions": self._instructions}
 
     @property
     def is_over(self) -> bool:
         return self._turn is not None
+
+    def adopt_call(self, item_id: str) -> None:
+        """This call is one of a subagent: there will be no item of it, and it need not end with the turn."""
+        self._calls.adopt(item_id)
+
+    def begin_call(self, item_id: str, name: str, arguments: dict[str, Any]) -> list[ProviderEvent]:
+        """Codex asks whether a call may be made, mostly before it tells of it."""
+        return list(self._calls.begin(item_id, name, arguments))
+
+    def begun_call(self, item_id: str) -> tuple[str, dict[str, Any]]:
+        """Name and arguments that the call was begun with."""
+        return self._calls.begun(item_id)
+
+    def refuse_call(self, item_id: str, result: ToolResult) -> list[ProviderEvent]:
+        """The answer was no, and Codex tells nothing of such a call."""
+        return list(self._calls.finish(item_id, result))
+
+    def end_call(self, item_id: str, output: object, *, of_subagent: bool = False) -> list[ProviderEvent]:
+        """The call was made. Counts where Codex tells nothing else of its end."""
+        is_open = self._calls.is_open(item_id) and not of_subagent
+        is_failed = is_open and self._calls.begun(item_id)[0] == _SANDBOXED
+        result = ToolResult(output=output, outcome=ToolOutcome.ERROR if is_failed else None)
+        return list(self._calls.finish(item_id, result))
+
+    def is_open(self, item_id: str) -> bool:
+        """Whether the call has begun and not ended."""
+        return self._calls.is_open(item_id)
 
     def take(self, message: _Message) -> list[ProviderEvent]:
         params: _Message = message.get("params") or {}
@@ -192,7 +267,7 @@ class CodexMapping:
             if text := "\n\n".join([*(item.get("summary") or ()), *(item.get("content") or ())]):
                 yield message_received(text, "thinking")
         else:
-            yield from self._calls.end(_in_exec_spelling(item))
+            yield from self._calls.end(in_exec_spelling(item))
 
     def _count(self, params: _Message) -> Iterator[ProviderEvent]:
         usage = params["tokenUsage"]
@@ -215,7 +290,8 @@ class CodexMapping:
         if turn.get("status") == "failed":
             error = turn.get("error")
             self._error = error_of_turn(error) if error else self._error or error_of_turn({})
-        yield from ()
+        if turn.get("status") == "completed":
+            yield from self._calls.finish_unseen()
 
 
 def codex_usage(total: int, output: int, cache_read: int, cache_write: int) -> TokenUsage:
@@ -252,7 +328,7 @@ def _next_part(params: _Message) -> Iterator[ProviderEvent]:
         yield message_streamed("\n\n", "thinking")
 
 
-def _in_exec_spelling(item: _Message) -> dict[str, Any]:
+def in_exec_spelling(item: _Message) -> dict[str, Any]:
     """The item with its type and keys in snake case, as `codex exec` writes them; values stay as they are."""
     return {_snake(key): _snake(value) if key == "type" else value for key, value in item.items()}
 
@@ -261,8 +337,8 @@ def _snake(name: str) -> str:
     return _CAPITAL.sub(r"_\1", name).lower()
 
 
-def _call(item: _Message) -> tuple[str, dict[str, Any]] | None:
-    """Name and arguments of the tool; None for an item that is no call."""
+def call_of_item(item: _Message) -> tuple[str, dict[str, Any]] | None:
+    """Name and arguments of the tool, of an item in the spelling of `codex exec`; None for one that is no call."""
     kind = str(item.get("type"))
     if kind in _NAMED_TOOLS:
         name = f"mcp__{item.get('server')}__{item['tool']}" if kind == "mcp_tool_call" else str(item["tool"])

@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
-from ...domain.errors import CapabilityNotSupported, ValidationError
+from ...domain.errors import ValidationError
 from ...domain.provider import Provider, ProviderDeclaration
 
 KINDS = {
@@ -13,11 +13,11 @@ KINDS = {
     "shell": "greenroom.adapters.providers.shell:ShellProvider",
     "anthropic": "greenroom.adapters.providers.anthropic_messages:AnthropicProvider",
     "replay": "greenroom.adapters.providers.replay:ReplayProvider",
+    "acp": "greenroom.adapters.providers.acp:AcpProvider",
+    "codex": "greenroom.adapters.providers.codex:CodexProvider",
     "amp": "greenroom.adapters.providers.amp:AmpProvider",
     "claude-code": "greenroom.adapters.providers.claude_code:ClaudeCodeProvider",
 }
-
-_LATER_KINDS = ("codex", "acp")
 
 BUILT_IN_DECLARATIONS: Mapping[str, ProviderDeclaration] = {
     "scripted": ProviderDeclaration(name="scripted", kind="scripted"),
@@ -43,11 +43,6 @@ class ProviderClass(Protocol):
 
 def provider_class(kind: str) -> ProviderClass:
     """The class of a built-in kind, or of `package.module:Class`. ValidationError if there is no such thing."""
-    if kind in _LATER_KINDS:
-        raise CapabilityNotSupported(
-            f"Provider kind {kind!r} is not in this version; there are {', '.join(KINDS)}.",
-            details={"field": "kind", "kind": kind},
-        )
     path = KINDS.get(kind, kind)
     module_name, _, class_name = path.partition(":")
     if not class_name:
