@@ -17,10 +17,10 @@ import httpx2
 from anthropic.types import RawMessageStreamEvent
 from pydantic import TypeAdapter
 
-from greenroom.adapters.providers.anthropic_attempt import AssistantMessage
-from greenroom.adapters.providers.anthropic_errors import translated
-from greenroom.adapters.providers.anthropic_messages import AnthropicProvider
-from greenroom.adapters.providers.replays.attempt import Attempt
+from greenroom.adapters.providers.agents.replayed_attempt import Attempt
+from greenroom.adapters.providers.anthropic.attempt import AssistantMessage
+from greenroom.adapters.providers.anthropic.errors import translated
+from greenroom.adapters.providers.anthropic.provider import AnthropicProvider
 from greenroom.adapters.tools import CallableToolbox
 from greenroom.domain.errors import Cancelled, GreenroomError
 from greenroom.domain.event import EventType

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from greenroom.adapters.providers.recording import read_recording
+from greenroom.adapters.providers.agents.recording import read_recording
+from greenroom.adapters.providers.agents.replayed_attempt import Attempt
+from greenroom.adapters.providers.codex import replay as codex
 from greenroom.adapters.providers.replay import REPLAYS
-from greenroom.adapters.providers.replays import codex
-from greenroom.adapters.providers.replays.attempt import Attempt
 from greenroom.domain.provider import ProviderEvent, ProviderOutcome
 
 DATA = Path(__file__).parent / "data"

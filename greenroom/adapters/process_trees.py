@@ -42,6 +42,15 @@ def measured_tree(pid: int) -> dict[str, int]:
     return {"pid": pid, "count": count, "memory_bytes": memory_bytes}
 
 
+def processes_around(pid: int) -> frozenset[int]:
+    """Pids of a supervised command and of all that it has started, also of what has left it for its supervisor."""
+    try:
+        supervisor = psutil.Process(pid).parent()
+        return frozenset(process.pid for process in supervisor.children(recursive=True)) if supervisor else frozenset()
+    except psutil.Error:
+        return frozenset()
+
+
 def end_orphans() -> list[int]:
     """Kill whatever bears the mark of a process that is gone; returns the pids.
 

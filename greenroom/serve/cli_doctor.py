@@ -150,7 +150,7 @@ def _keys(settings: "Settings") -> Iterator[Check]:
     for name, declared in sorted(declared_providers(settings).items()):
         if declared.kind != "anthropic":
             continue
-        from ..adapters.providers.anthropic_options import (  # noqa: PLC0415  only for this kind
+        from ..adapters.providers.anthropic.options import (  # noqa: PLC0415  only for this kind
             check_anthropic_options,
             read_api_key,
         )

@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
-from greenroom.adapters.providers.acp import AcpProvider
-from greenroom.adapters.providers.acp_modes import Choice, mode_id
-from greenroom.adapters.providers.acp_options import check_acp_options
+from greenroom.adapters.providers.acp.modes import Choice, mode_id
+from greenroom.adapters.providers.acp.options import check_acp_options
+from greenroom.adapters.providers.acp.provider import AcpProvider
 from greenroom.domain.errors import (
     Cancelled,
     CapabilityNotSupported,

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from greenroom.adapters.providers.amp_mapping import AmpMapping
+from greenroom.adapters.providers.amp.mapping import AmpMapping
 from greenroom.domain.errors import (
     GreenroomError,
     ProviderAuthenticationFailed,

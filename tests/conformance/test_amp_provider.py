@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from greenroom.adapters.providers.amp import AmpProvider
-from greenroom.adapters.providers.amp_options import AmpLaunch, check_amp_options
-from greenroom.adapters.providers.amp_rules import permission_rules
+from greenroom.adapters.providers.amp.options import AmpLaunch, check_amp_options
+from greenroom.adapters.providers.amp.provider import AmpProvider
+from greenroom.adapters.providers.amp.rules import permission_rules
 from greenroom.domain.errors import (
     Cancelled,
     CapabilityNotSupported,

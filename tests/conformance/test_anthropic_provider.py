@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from greenroom.adapters.prices import price_usd
-from greenroom.adapters.providers.anthropic_messages import AnthropicProvider
+from greenroom.adapters.providers.anthropic.provider import AnthropicProvider
 from greenroom.adapters.tools import CallableToolbox, ToolLike
 from greenroom.domain.errors import (
     CapabilityNotSupported,
@@ -593,7 +593,7 @@ async def test_what_the_api_cannot_do_is_refused(provider: AnthropicProvider) ->
 
 def test_the_sdk_is_not_loaded_with_the_module() -> None:
     code = (
-        "import sys; from greenroom.adapters.providers.anthropic_messages import AnthropicProvider as P;"
+        "import sys; from greenroom.adapters.providers.anthropic.provider import AnthropicProvider as P;"
         "P.check_options({}, field='p'); sys.exit('anthropic' in sys.modules or 'genai_prices' in sys.modules)"
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.adapters.providers.claude_code import ClaudeCodeProvider
+from greenroom.adapters.providers.claude_code.provider import ClaudeCodeProvider
 from greenroom.domain.errors import CapabilityNotSupported, ProviderInvalidRequest, ValidationError
 from greenroom.domain.event import EventType
 from greenroom.domain.provider import ProviderDeclaration

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from greenroom.adapters.providers.codex import CodexProvider
+from greenroom.adapters.providers.codex.provider import CodexProvider
 from greenroom.domain.errors import Cancelled, CapabilityNotSupported, ProviderInvalidRequest, ValidationError
 from greenroom.domain.event import EventType
 from greenroom.domain.permission_mode import PermissionMode

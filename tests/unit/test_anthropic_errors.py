@@ -10,7 +10,7 @@ import pytest
 from anthropic import types
 from anthropic.types.shared.error_type import ErrorType
 
-from greenroom.adapters.providers.anthropic_errors import (
+from greenroom.adapters.providers.anthropic.errors import (
     BY_CLASS,
     BY_ERROR_CODE,
     BY_TYPE,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from greenroom.adapters.providers.replays.attempt import Attempt
+from greenroom.adapters.providers.agents.replayed_attempt import Attempt
 from greenroom.domain.event import RECORD_TYPES, EventType
 from greenroom.domain.json_values import check_json_safe
 from greenroom.domain.provider import ProviderOutcome

@@ -11,12 +11,12 @@ from ...domain.provider import Provider, ProviderDeclaration
 KINDS = {
     "scripted": "greenroom.adapters.providers.scripted:ScriptedProvider",
     "shell": "greenroom.adapters.providers.shell:ShellProvider",
-    "anthropic": "greenroom.adapters.providers.anthropic_messages:AnthropicProvider",
+    "anthropic": "greenroom.adapters.providers.anthropic.provider:AnthropicProvider",
     "replay": "greenroom.adapters.providers.replay:ReplayProvider",
-    "acp": "greenroom.adapters.providers.acp:AcpProvider",
-    "codex": "greenroom.adapters.providers.codex:CodexProvider",
-    "amp": "greenroom.adapters.providers.amp:AmpProvider",
-    "claude-code": "greenroom.adapters.providers.claude_code:ClaudeCodeProvider",
+    "acp": "greenroom.adapters.providers.acp.provider:AcpProvider",
+    "codex": "greenroom.adapters.providers.codex.provider:CodexProvider",
+    "amp": "greenroom.adapters.providers.amp.provider:AmpProvider",
+    "claude-code": "greenroom.adapters.providers.claude_code.provider:ClaudeCodeProvider",
 }
 
 BUILT_IN_DECLARATIONS: Mapping[str, ProviderDeclaration] = {

@@ -16,9 +16,12 @@ from ...domain.provider import (
     ProviderRequest,
 )
 from ..option_parsing import parse_options
-from .recording import RECORDING_SUFFIX, read_recording
-from .replays import acp, amp, claude_code, codex
-from .replays.attempt import Attempt, Line
+from .acp import replay as acp
+from .agents.recording import RECORDING_SUFFIX, read_recording
+from .agents.replayed_attempt import Attempt, Line
+from .amp import replay as amp
+from .claude_code import replay as claude_code
+from .codex import replay as codex
 
 REPLAYS: Mapping[str, Callable[[Sequence[Line]], list[Attempt]]] = {
     "acp": acp.replay,

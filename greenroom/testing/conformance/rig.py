@@ -14,7 +14,7 @@ from ...domain.errors import GreenroomError
 from ...domain.event import EventType
 from ...domain.provider import ProviderDeclaration
 from ...domain.tool import NoTools, Toolbox
-from .. import Answer, MessagesServer, ResponsesServer, answers
+from ...testing import Answer, MessagesServer, ResponsesServer, answers
 
 API_KEY = "sk-test-8c1f-not-to-be-seen"
 """What a rig gives as a key: the suite looks for it where it must not be."""

@@ -20,7 +20,7 @@ from ...domain.errors import (
 )
 from ...domain.event import EventType
 from ...domain.run import RunResult
-from .. import answers
+from ...testing import answers
 from .rig import NATIVE, Rig
 from .stage import GONE_WITHIN_S, Stage, check_run, nothing_left, types_of
 

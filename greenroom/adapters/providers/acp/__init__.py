@@ -1,0 +1,1 @@
+"""Kind `acp`: any agent that speaks the Agent Client Protocol."""

@@ -1,0 +1,1 @@
+"""What all kinds that drive an agent's own client have in common."""

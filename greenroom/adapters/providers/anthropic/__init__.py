@@ -1,0 +1,1 @@
+"""Kind `anthropic`: the Messages API."""

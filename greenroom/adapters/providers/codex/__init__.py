@@ -1,0 +1,1 @@
+"""Kind `codex`: its app-server, or one `codex exec` a run."""

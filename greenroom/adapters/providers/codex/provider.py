@@ -1,0 +1,100 @@
+"""Kind `codex`: Codex through its app-server, one for all runs of a session, or through `codex exec`."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ....domain.provider import Capability, CapabilityType, ProviderRequest
+from ..agents.provider import AgentProvider
+from ..agents.turn import AgentTurn
+from .options import CodexLaunch, CodexOptions, CodexSetup, check_codex_options
+
+if TYPE_CHECKING:
+    from .server import CodexServer
+    from .turn import CodexTurn
+
+
+class CodexProvider(AgentProvider):
+    """A client that has ended its turns waits for the next run that goes on.
+
+    Runs of one session that are under way at once share it; where both go on with the same conversation the later one
+    forks it. A run without a sandbox has a client of its own, since only its end takes away what commands leave behind.
+    """
+
+    CAPABILITIES = (
+        Capability(name="streaming", type=CapabilityType.SAMPLING),
+        Capability(name="interrupt", type=CapabilityType.SAMPLING),
+        Capability(name="steer", type=CapabilityType.SAMPLING),
+        Capability(name="system_prompts", type=CapabilityType.PROMPT),
+        Capability(name="tool_use", type=CapabilityType.TOOL),
+        Capability(name="bash", type=CapabilityType.TOOL),
+        Capability(name="mcp", type=CapabilityType.TOOL),
+        Capability(name="file_operations", type=CapabilityType.FILE_ACCESS),
+        Capability(name="code_execution", type=CapabilityType.CODE_EXECUTION),
+    )
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._server: CodexServer | None = None
+        """The one that the next turn gets."""
+        self._choosing = asyncio.Lock()
+
+    @staticmethod
+    def check_options(options: Mapping[str, Any], *, field: str) -> CodexOptions:
+        """The parsed options; ValidationError names the field that is wrong."""
+        return check_codex_options(options, field=field)
+
+    async def begin(self, request: ProviderRequest) -> AgentTurn:
+        launch = CodexLaunch.of(request, self.check_options(request.options, field="options"))
+        setup = CodexSetup.of(request, launch)
+        if request.conversation is not None:
+            await self.turns_given_up()  # the one before may still be writing to it
+        if launch.options.interface == "exec":
+            from .exec import CodexExecTurn  # noqa: PLC0415
+
+            await self._let_go_of_threads()
+            return await CodexExecTurn.begin(request, launch, setup)
+        async with self._choosing:
+            server = await self._server_for(launch)
+            try:
+                return await server.begin(request, setup, self._released)
+            except BaseException:
+                if not server.turns and server is not self._server:
+                    await server.aclose()
+                raise
+
+    async def close_clients(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            await server.aclose()
+
+    async def _let_go_of_threads(self) -> None:
+        """End a client that nobody uses: no other can go on with what it has loaded."""
+        async with self._choosing:
+            if self._server is not None and not self._server.turns:
+                await self.close_clients()
+
+    async def _server_for(self, launch: CodexLaunch) -> "CodexServer":
+        """One that was launched like this; one that is no use any more ends when its last turn does."""
+        from .server import CodexServer  # noqa: PLC0415
+
+        if not launch.confined:
+            return await CodexServer.start(launch)
+        current = self._server
+        if current is not None and current.is_fit and current.launch == launch:
+            return current
+        self._server = None
+        if current is not None and not current.turns:
+            await current.aclose()
+        self._server = await CodexServer.start(launch)
+        return self._server
+
+    async def _released(self, server: "CodexServer", turn: "CodexTurn") -> None:
+        """Keep the client for other turns, and for a run that goes on, if it is fit for one."""
+        is_clean = await server.end_turn(turn)
+        keep = server.is_fit and server is self._server and turn.request.continues
+        if is_clean and (server.turns or keep):
+            return
+        if server is self._server:
+            self._server = None
+        await server.aclose()
