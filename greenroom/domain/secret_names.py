@@ -1,7 +1,7 @@
 """Which names stand for secrets, so that what is kept or shown can leave their values out."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL|AUTHORIZATION|COOKIE", re.IGNORECASE)
@@ -30,14 +30,23 @@ def masked(value: Any) -> Any:
 
 def secret_names_in(value: Any, path: str) -> list[str]:
     """Where such texts are, as paths with dots."""
+    return [f"{path}{where}" for where, _ in _secrets_in(value)]
+
+
+def secret_values(value: Any) -> list[str]:
+    """The texts that have such a name."""
+    return [secret for _, secret in _secrets_in(value)]
+
+
+def _secrets_in(value: Any) -> Iterator[tuple[str, str]]:
+    """Where they are, and what they are."""
+    items: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Mapping):
-        return [
-            found
-            for key, item in cast("Mapping[Any, Any]", value).items()
-            for found in (
-                [f"{path}.{key}"]
-                if isinstance(item, str) and is_secret_name(str(key))
-                else secret_names_in(item, f"{path}.{key}")
-            )
-        ]
-    return []
+        items = cast("Mapping[Any, Any]", value).items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(cast("list[Any]", value))
+    for key, item in items:
+        if isinstance(item, str) and is_secret_name(str(key)):
+            yield f".{key}", item
+        else:
+            yield from ((f".{key}{where}", secret) for where, secret in _secrets_in(item))

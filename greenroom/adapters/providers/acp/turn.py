@@ -57,7 +57,7 @@ class AcpTurn(AgentTurn):
             session_cost_usd=session.cost_usd,
             system_prompt=system_prompt,
         )
-        super().__init__(request, mapping)
+        super().__init__(request, mapping, agent.process.where)
         self.agent = agent
         self.session = session
         self._released = released

@@ -5,12 +5,12 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import Field
 
 from ....domain.errors import CapabilityNotSupported, ProviderInvalidRequest, ValidationError
-from ....domain.secret_names import is_secret_name
+from ....domain.secret_names import MASK, secret_values
 from ...option_parsing import parse_options
 from ...session_homes import made_home
 from ...supervised_process import scrubbed_environment
@@ -98,8 +98,20 @@ class AgentSurroundings:
     def redacted(self, text: str) -> str:
         """The text without the values of variables that are named like secrets."""
         for secret in self.secrets:
-            text = text.replace(secret, "***")
+            text = text.replace(secret, MASK)
         return text
+
+    def redacted_value(self, value: Any) -> Any:
+        """The same of every text in a JSON-safe value."""
+        if not self.secrets:
+            return value
+        if isinstance(value, str):
+            return self.redacted(value)
+        if isinstance(value, dict):
+            return {key: self.redacted_value(item) for key, item in cast("dict[str, Any]", value).items()}
+        if isinstance(value, list):
+            return [self.redacted_value(item) for item in cast("list[Any]", value)]
+        return value
 
 
 def surroundings(
@@ -115,7 +127,9 @@ def surroundings(
         )
     home = str(Path(home).expanduser().absolute())
     try:
-        made_home(home)
+        for one in (session_home, home):  # the session's own also says that the session has been at work here
+            if one is not None:
+                made_home(one)
     except OSError as exc:
         raise ProviderInvalidRequest(
             f"The home {home!r} cannot be made: {exc.strerror}.", details={"field": "home"}
@@ -126,7 +140,7 @@ def surroundings(
     names = options.pass_env if options.pass_env is not None else tuple(credentials)
     passed = {name: os.environ[name] for name in names if name in os.environ}
     given = {**defaults, "HOME": home, **passed, **options.env}
-    secrets = {value for name, value in given.items() if is_secret_name(name) and len(value) >= _SHORTEST_SECRET}
+    secrets = {value for value in secret_values([given, options.mcp_servers]) if len(value) >= _SHORTEST_SECRET}
     longest_first = tuple(sorted(secrets, key=len, reverse=True))
     return AgentSurroundings(cwd, home, scrubbed_environment(given), longest_first)
 

@@ -32,8 +32,8 @@ class AgentProcess:
     """
 
     def __init__(self, process: SupervisedProcess, where: AgentSurroundings, recording: Recording | None) -> None:
+        self.where = where
         self._process = process
-        self._where = where
         self._recording = recording
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self._stderr_task = asyncio.create_task(self._read_stderr())
@@ -111,7 +111,7 @@ class AgentProcess:
         """The end of what it printed on stderr, without secrets; of a command that has ended all that there will be."""
         if self._process.stdout.at_eof():
             await asyncio.wait((self._stderr_task,), timeout=_STDERR_WAIT_S)
-        return self._where.redacted("\n".join(self._stderr))
+        return self.where.redacted("\n".join(self._stderr))
 
     async def ended_early(self) -> GreenroomError:
         """What to raise when it has gone in the middle of something."""
@@ -121,7 +121,7 @@ class AgentProcess:
 
     def redacted(self, text: str) -> str:
         """The text without the secrets that the client was given."""
-        return self._where.redacted(text)
+        return self.where.redacted(text)
 
     async def aclose(self, *, grace_s: float = 1.0) -> None:
         """SIGTERM, SIGKILL after the grace, until nothing of it is left. May be called again."""

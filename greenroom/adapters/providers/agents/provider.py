@@ -4,14 +4,16 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from pathlib import Path
 from typing import ClassVar
 
-from ....domain.errors import CapabilityNotSupported, GreenroomError, RunNotFound
+from ....domain.errors import CapabilityNotSupported, ProviderInvalidRequest, RunNotFound
 from ....domain.permission_mode import PermissionMode
 from ....domain.provider import Capability, ProviderConversation, ProviderEvent, ProviderOutcome, ProviderRequest
 from ...logs import get_logger
 from ...process_trees import measured_tree
 from .turn import AgentTurn
+from .wire_mapping import conversation_is_gone
 
 _log = get_logger(__name__)
 
@@ -53,6 +55,7 @@ class AgentProvider(ABC):
     async def execute(
         self, request: ProviderRequest
     ) -> AsyncGenerator[ProviderEvent | ProviderConversation | ProviderOutcome]:
+        await _check_home(request)
         self._turns[request.run_id] = None
         turn: AgentTurn | None = None
         try:
@@ -104,14 +107,36 @@ class AgentProvider(ABC):
         await asyncio.shield(task)
 
 
+async def _check_home(request: ProviderRequest) -> None:
+    """A session that was imported brings the names of conversations, and nothing of what they are."""
+    if request.conversation is None or request.home is None or await asyncio.to_thread(Path(request.home).is_dir):
+        return
+    raise ProviderInvalidRequest(
+        conversation_is_gone("The session has no home here"), details={"field": "continuation"}
+    )
+
+
 async def _finish(turn: AgentTurn) -> None:
     try:
         if not (turn.mapping.is_over or turn.is_broken):
-            async with asyncio.timeout(POLITE_S):
-                await turn.stop()
-                await turn.wind_down()
-    except (TimeoutError, GreenroomError):
-        _log.info("agent_did_not_stop", run_id=turn.request.run_id)
+            await _stop(turn)
+    except Exception:  # noqa: BLE001  whatever a client answers: it is ended
+        _log.exception("agent_did_not_stop", run_id=turn.request.run_id)
     finally:
         turn.close()
         await turn.release()
+
+
+async def _stop(turn: AgentTurn) -> None:
+    """Ask the client, and hear what it says meanwhile: while nobody does it may not get to read what it is asked."""
+    asking, hearing = asyncio.create_task(turn.stop()), asyncio.create_task(turn.wind_down())
+    try:
+        async with asyncio.timeout(POLITE_S):
+            await asyncio.wait((asking, hearing), return_when=asyncio.FIRST_EXCEPTION)
+            await asking
+    except TimeoutError:
+        _log.info("agent_did_not_stop", run_id=turn.request.run_id)
+    finally:
+        for task in (asking, hearing):
+            task.cancel()
+        await asyncio.wait((asking, hearing))

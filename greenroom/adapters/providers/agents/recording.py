@@ -1,15 +1,25 @@
 """A file of what an agent's client said and heard, line by line: for tests, and for kind `replay`."""
 
 import json
+import os
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from io import TextIOWrapper
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
 from ....domain.errors import ProviderInvalidRequest
+from ...logs import get_logger
 from .options import AgentSurroundings
+
+_log = get_logger(__name__)
+
+_ANEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+_count = count()
+"""Beside the time, which may stand still or go back, in the names of files: they are played in the order of these."""
 
 _OF_PROCESSES = frozenset({"err", "exit"})
 
@@ -31,10 +41,10 @@ class Recording:
     @classmethod
     def create(cls, folder: str, where: AgentSurroundings) -> "Recording":
         """A new file in the folder, which is made. ProviderInvalidRequest if that cannot be."""
-        name = f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(4)}{RECORDING_SUFFIX}"
+        name = f"{time.time_ns()}-{next(_count):06d}-{secrets.token_hex(4)}{RECORDING_SUFFIX}"
         try:
             Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = (Path(folder) / name).open("x", encoding="utf-8")
+            file = os.fdopen(os.open(Path(folder) / name, _ANEW, 0o600), "w", encoding="utf-8")
         except OSError as exc:
             raise ProviderInvalidRequest(
                 f"Nothing can be recorded in {folder!r}: {exc.strerror}.", details={"field": "record"}
@@ -45,10 +55,18 @@ class Recording:
         """Add one line; nothing happens after `close`."""
         if self._file.closed:
             return
-        text = self._where.redacted(json.dumps({"dir": direction, "line": line}, ensure_ascii=False))
-        text = text.replace(self._where.home, "$HOME").replace(self._where.cwd, "$CWD")
-        self._file.write(text + "\n")
-        self._file.flush()
+        said = self._where.redacted_value({"dir": direction, "line": line})
+        text = json.dumps(said, ensure_ascii=False)
+        for name, path in (("$HOME", self._where.home), ("$CWD", self._where.cwd)):
+            if path != "/":
+                text = text.replace(path, name)
+        try:
+            self._file.write(text + "\n")
+            self._file.flush()
+        except OSError:
+            _log.exception("recording_broken_off", path=self._file.name)
+            with suppress(OSError):
+                self._file.close()
 
     def close(self) -> None:
         """The client has gone."""

@@ -5,13 +5,17 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ....domain.errors import GreenroomError
 from ....domain.provider import ProviderConversation, ProviderEvent, ProviderOutcome, ProviderRequest
-from ....domain.tool import ToolResult
+from ....domain.tool import ToolOutcome, ToolResult
+from ...logs import get_logger
+from .options import AgentSurroundings
 from .wire_mapping import WireMapping
+
+_log = get_logger(__name__)
 
 MAX_UNHEARD = 64
 """Messages that wait to be recorded; then the client has to wait."""
@@ -26,6 +30,14 @@ class _Heard:
     recorded: "asyncio.Future[None] | None" = None
     """Done when the events are with the session."""
 
+    def settle(self) -> None:
+        if self.recorded is not None and not self.recorded.done():
+            self.recorded.set_result(None)
+
+    def give_up(self) -> None:
+        if self.recorded is not None:
+            self.recorded.cancel()
+
 
 @dataclass(frozen=True, slots=True)
 class _WireOver:
@@ -38,9 +50,10 @@ class AgentTurn(ABC):
     Everything is taken in the order in which it was said, and as fast as the session records it.
     """
 
-    def __init__(self, request: ProviderRequest, mapping: WireMapping) -> None:
+    def __init__(self, request: ProviderRequest, mapping: WireMapping, where: AgentSurroundings) -> None:
         self.request = request
         self.mapping = mapping
+        self._where = where
         self.is_broken = False
         """Whether the client has gone before it ended the turn: there is nobody to be polite to."""
         self._inbox: asyncio.Queue[_Heard | _WireOver] = asyncio.Queue(MAX_UNHEARD)
@@ -69,7 +82,9 @@ class AgentTurn(ABC):
 
     async def hear(self, said: Said) -> None:
         """The client has said something; waits while too much of it is not recorded yet."""
-        if not self._given_up:
+        if self._given_up:
+            _take(said)
+        else:
             await self._inbox.put(_Heard(said))
 
     async def wire_is_over(self, error: GreenroomError | None = None) -> None:
@@ -79,11 +94,14 @@ class AgentTurn(ABC):
     async def permit(
         self, began: Said, call: Callable[[], tuple[str, dict[str, Any]]], call_id: str, *, asks: bool
     ) -> ToolResult | None:
-        """Whether the call may run: None, or what the agent is told instead. May wait for a person.
+        """Whether the call may run: None, or what the agent is told instead. May wait for a person. Nothing may that
+        comes when the turn has been given up.
 
         `began` gives the events that tell of the call, none if they are told already; `call` its name and arguments,
         asked after that.
         """
+        if self._given_up:
+            return ToolResult(output="The run has ended.", outcome=ToolOutcome.CANCELLED)
         recorded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         await self._inbox.put(_Heard(began, recorded))
         await recorded
@@ -101,15 +119,19 @@ class AgentTurn(ABC):
                 if heard.error is not None and not self.mapping.is_over:
                     raise heard.error
                 break
-            for event in heard.said():
-                yield event
-            handle = self.mapping.handle
-            if handle is not None and handle != self._told:
-                self._told = handle
-                yield ProviderConversation(handle)
-            if heard.recorded is not None and not heard.recorded.done():
-                heard.recorded.set_result(None)
-        yield self.mapping.outcome()
+            try:
+                for event in heard.said():
+                    yield replace(event, data=self._where.redacted_value(event.data))
+                handle = self.mapping.handle
+                if handle is not None and handle != self._told:
+                    self._told = handle
+                    yield ProviderConversation(handle)
+            except BaseException:
+                heard.give_up()
+                raise
+            heard.settle()
+        outcome = self.mapping.outcome()
+        yield replace(outcome, content=self._where.redacted(outcome.content))
 
     async def wind_down(self) -> None:
         """Take what the client still says, for nobody, until it has ended the turn or is gone."""
@@ -118,7 +140,8 @@ class AgentTurn(ABC):
             if isinstance(heard, _WireOver):
                 self.is_broken = True
             else:
-                self._drop(heard)
+                _take(heard.said)
+                heard.give_up()
 
     def close(self) -> None:
         """Let go of everybody who waits to be heard."""
@@ -127,12 +150,16 @@ class AgentTurn(ABC):
             while True:
                 heard = self._inbox.get_nowait()
                 if isinstance(heard, _Heard):
-                    self._drop(heard)
+                    _take(heard.said)
+                    heard.give_up()
 
-    def _drop(self, heard: _Heard) -> None:
-        heard.said()
-        if heard.recorded is not None and not heard.recorded.done():
-            heard.recorded.cancel()
+
+def _take(said: Said) -> None:
+    """Let the mapping know of what nobody records; it may be what broke it."""
+    try:
+        said()
+    except Exception:  # noqa: BLE001  the turn is over: there is nobody to tell
+        _log.exception("agent_message_not_understood")
 
 
 def refusal_text(result: ToolResult) -> str:

@@ -38,7 +38,7 @@ class AmpTurn(AgentTurn):
     mapping: AmpMapping
 
     def __init__(self, request: ProviderRequest, launch: AmpLaunch, released: "Callable[[AmpTurn], None]") -> None:
-        super().__init__(request, AmpMapping())
+        super().__init__(request, AmpMapping(), launch.where)
         self.over = asyncio.Event()
         """Nothing of it is left."""
         self._launch = launch

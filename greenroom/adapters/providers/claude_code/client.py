@@ -153,7 +153,7 @@ class ClaudeTurn(AgentTurn):
     def __init__(
         self, request: ProviderRequest, client: ClaudeClient, release: "Callable[[ClaudeTurn], Awaitable[None]]"
     ) -> None:
-        super().__init__(request, ClaudeCodeMapping())
+        super().__init__(request, ClaudeCodeMapping(), client.launch.where)
         self.client = client
         self._release = release
         self.begun: asyncio.Task[None] | None = None

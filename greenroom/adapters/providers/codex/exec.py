@@ -25,7 +25,7 @@ class CodexExecTurn(AgentTurn):
     mapping: CodexExecMapping
 
     def __init__(self, request: ProviderRequest, mapping: CodexExecMapping, process: AgentProcess) -> None:
-        super().__init__(request, mapping)
+        super().__init__(request, mapping, process.where)
         self._process = process
         self._reader = asyncio.create_task(self._read(prompt_of(request)))
 

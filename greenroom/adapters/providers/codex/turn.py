@@ -54,7 +54,7 @@ class CodexTurn(AgentTurn):
         thread_id: str,
         release: "Callable[[CodexTurn], Awaitable[None]]",
     ) -> None:
-        super().__init__(request, mapping)
+        super().__init__(request, mapping, connection.process.where)
         self.thread_id = thread_id
         self.leaves_behind = False
         """Whether something may go on after the turn: what was allowed outside the sandbox, or a subagent."""
