@@ -19,7 +19,7 @@ from ..domain.session import Session, SessionSpec
 from ..domain.tool import Toolbox
 from .live_run import LiveRun, live_run_of
 from .live_session import LiveSession, NeedsOwnServer
-from .provider_set import ProviderSet
+from .provider_set import ProviderSet, refuse_secrets
 
 _PAST_TYPES = PAST_CALL_TYPES | APPROVAL_TYPES
 _PAGE = 10_000
@@ -133,6 +133,7 @@ def _creation(
         "run_defaults": spec.run_defaults,
     }
     require_json_safe(data, field="session")
+    refuse_secrets(spec.run_defaults.get("provider_options") or {}, field="run_defaults.provider_options")
     metadata = {} if idempotency_key is None else {"idempotency_key": idempotency_key}
     now = now_us()
     return [

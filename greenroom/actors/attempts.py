@@ -17,6 +17,7 @@ from ..domain.errors import (
 )
 from ..domain.event import EventType
 from ..domain.provider import ProviderEvent, ProviderOutcome, ProviderRequest
+from ..domain.record_projection import CONVERSATION
 from ..domain.run_options import Continuation
 from ..domain.session import Session
 from ..domain.tool import Toolbox, ToolOutcome
@@ -25,7 +26,7 @@ from ..domain.transcript import TranscriptLimits, TranscriptMessage
 from .approvals import Approvals
 from .guarded_tools import GuardedTools
 from .live_run import LiveRun
-from .past import read_transcript
+from .past import SessionPast
 from .provider_attempt import completed_data, consume, storable_error
 from .provider_set import ProviderSet
 from .session_writer import SessionWriter
@@ -63,6 +64,7 @@ class Attempts:
         approvals: Approvals,
         end: EndRun,
         home: str | None,
+        past: SessionPast,
     ) -> None:
         self._session = session
         self._providers = providers
@@ -71,6 +73,7 @@ class Attempts:
         self._approvals = approvals
         self._end = end
         self._home = home
+        self._past = past
         self._conversations = dict(session.conversations)
         """By provider: the newest that it had in this session."""
         self._loop = asyncio.get_running_loop()
@@ -160,7 +163,7 @@ class Attempts:
         """What the run is to be told of the past in words."""
         if run.options.continuation not in (Continuation.REPLAY, Continuation.AUTO):
             return ()
-        transcript = await read_transcript(self._session.id, self._writer.log)
+        transcript = await self._past.transcript()
         limits = run.options.continuation_limits or TranscriptLimits()
         return tuple(transcript.messages(limits, ended_only=True, without=run.run_id))
 
@@ -189,7 +192,8 @@ class Attempts:
         except ProviderError as exc:
             self._fail(run, exc)
         else:
-            self._end(run, EventType.RUN_COMPLETED, data, metadata=outcome.metadata)
+            metadata = {key: value for key, value in outcome.metadata.items() if key != CONVERSATION}
+            self._end(run, EventType.RUN_COMPLETED, data, metadata=metadata)
 
     def _fail(self, run: LiveRun, raised: GreenroomError, *, tool_outcome: ToolOutcome = ToolOutcome.CANCELLED) -> None:
         error = storable_error(raised)

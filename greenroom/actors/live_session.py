@@ -38,7 +38,7 @@ from .approvals import Approvals
 from .event_feed import PAGE_EVENTS, EventFeed
 from .live_run import LiveRun
 from .open_runs import OpenRuns
-from .past import read_transcript
+from .past import SessionPast
 from .provider_set import ProviderSet
 from .run_outcomes import Outcome, RunOutcomes
 from .session_writer import SessionWriter
@@ -93,6 +93,7 @@ class LiveSession:
         self._writer = SessionWriter(session.id, epoch, log=log, ids=ids, now_us=now_us, on_lost=self._lose)
         self._approvals = Approvals(self._writer, expires_s=approval_expires_s)
         self._outcomes = RunOutcomes(session.id, log)
+        self._past = SessionPast(session.id, log)
         self._runs = OpenRuns(
             session,
             writer=self._writer,
@@ -103,6 +104,7 @@ class LiveSession:
             gate=gate or OpenGate(),
             on_idle=on_idle,
             home=home,
+            past=self._past,
         )
         self.queue = self._runs.queue
         self._steering = SteeringDesk(providers, self._writer)
@@ -512,15 +514,15 @@ class LiveSession:
         return outcome.last_seq if isinstance(outcome, RunResult) else outcome.details["last_seq"]
 
     async def transcript(self, max_messages: int | None, max_tokens: int | None) -> list[dict[str, Any]]:
-        """What was said in the session so far, the newest of it within the limits, oldest first.
+        """What was said in the session so far, the newest of it within the limits (and never more than 10,000 messages
+        or 4,000,000 characters), oldest first.
 
         ValidationError for a limit below 1. Each message: role, content, tool_call_id, tool_name, tool_input,
         tool_output, metadata.
         """
         self._check_here()
         limits = TranscriptLimits(max_messages=max_messages, max_tokens=max_tokens)
-        transcript = await read_transcript(self.session_id, self._log)
-        return [message.to_dict() for message in transcript.messages(limits)]
+        return [message.to_dict() for message in (await self._past.transcript()).messages(limits)]
 
     # Leaving
 

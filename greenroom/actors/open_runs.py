@@ -18,6 +18,7 @@ from ..domain.tool import Toolbox, ToolOutcome
 from .approvals import Approvals
 from .attempts import Attempts
 from .live_run import LiveRun, error_of, result_of
+from .past import SessionPast
 from .provider_set import ProviderSet
 from .run_outcomes import Outcome, RunOutcomes
 from .session_writer import SessionWriter
@@ -54,7 +55,8 @@ class OpenRuns:
         outcomes: RunOutcomes,
         gate: RunGate,
         on_idle: Callable[[], None],
-        home: str | None = None,
+        home: str | None,
+        past: SessionPast,
     ) -> None:
         """`on_idle` is called when the last run has ended."""
         self.queue = RunQueue(slots=session.max_concurrent_runs, capacity=session.max_queued_runs)
@@ -66,7 +68,14 @@ class OpenRuns:
         self._gate = gate
         self._on_idle = on_idle
         self._attempts = Attempts(
-            session, providers=providers, tools=tools, writer=writer, approvals=approvals, end=self.end, home=home
+            session,
+            providers=providers,
+            tools=tools,
+            writer=writer,
+            approvals=approvals,
+            end=self.end,
+            home=home,
+            past=past,
         )
         self._loop = asyncio.get_running_loop()
         self._runs: dict[str, LiveRun] = {}

@@ -1,15 +1,30 @@
-"""What a session's earlier runs said, read from its log."""
+"""What a session's runs have said, read from its log and kept up to date."""
 
-from ..domain.event_log import MAX_READ_LIMIT, EventLog, EventQuery
+import asyncio
+
+from ..domain.event_log import EventLog, EventQuery
 from ..domain.transcript import TRANSCRIPT_TYPES, Transcript
 
+_PAGE = 1_000
 
-async def read_transcript(session_id: str, log: EventLog) -> Transcript:
-    """Everything that was said up to now."""
-    transcript = Transcript()
-    after = 0
-    while page := await log.read(session_id, EventQuery(after=after, types=TRANSCRIPT_TYPES, limit=MAX_READ_LIMIT)):
-        for event in page:
-            transcript.add(event)
-        after = page[-1].seq
-    return transcript
+
+class SessionPast:
+    """Belongs to one live session. Each event is read once, when somebody first asks for what lies behind it."""
+
+    def __init__(self, session_id: str, log: EventLog) -> None:
+        self._session_id = session_id
+        self._log = log
+        self._transcript = Transcript()
+        self._read_to = 0
+        self._reading = asyncio.Lock()
+
+    async def transcript(self) -> Transcript:
+        """Everything up to now that the bounds of a transcript let it keep."""
+        async with self._reading:
+            while page := await self._log.read(
+                self._session_id, EventQuery(after=self._read_to, types=TRANSCRIPT_TYPES, limit=_PAGE)
+            ):
+                for event in page:
+                    self._transcript.add(event)
+                self._read_to = page[-1].seq
+        return self._transcript

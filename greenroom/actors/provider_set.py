@@ -27,13 +27,18 @@ class ProviderSet:
         self._merged: dict[tuple[str, int], tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
 
     def declare(self, declarations: Mapping[str, ProviderDeclaration]) -> None:
-        """Take over new declarations; a provider that changed is made anew for the runs that start from now on."""
+        """Take over new declarations; they hold for the runs that start from now on.
+
+        An instance stays, since runs may be under way at it: it is given its options with each of them. Only one of
+        another kind is made anew.
+        """
         for name, declared in {**BUILT_IN_DECLARATIONS, **declarations}.items():
-            if self._declarations.get(name) != declared:
+            known = self._declarations.get(name)
+            if known != declared:
                 self._declarations[name] = declared
-                if (replaced := self._instances.pop(name, None)) is not None:
-                    self._replaced.append(replaced)
                 self._merged.clear()
+            if known is not None and known.kind != declared.kind and name in self._instances:
+                self._replaced.append(self._instances.pop(name))
 
     def check(self, name: str, run: RunOptions) -> None:
         """Refuse a run that the provider cannot carry out as its options say: ValidationError where there is no such
@@ -42,13 +47,8 @@ class ProviderSet:
         if run.permission_mode is not PermissionMode.DEFAULT or run.continuation is Continuation.NATIVE:
             _check_abilities(name, provider_class(declared.kind), run)
         options = run.provider_options
-        if secrets := secret_names_in(options.get("env"), "options.provider_options.env"):
-            raise ValidationError(
-                f"{secrets[0]} looks like a secret, and the options of a run are kept in the session's log. Declare it"
-                " on the provider, or name the variable with the provider option 'pass_env'.",
-                details={"field": secrets[0]},
-            )
         if options and (name, id(options)) not in self._merged:
+            refuse_secrets(options, field="options.provider_options")
             merged = {**declared.options, **options}
             provider_class(declared.kind).check_options(merged, field="options.provider_options")
             self._merged[name, id(options)] = (options, merged)
@@ -110,4 +110,14 @@ def _check_abilities(name: str, kind: ProviderClass, run: RunOptions) -> None:
         raise CapabilityNotSupported(
             f"Provider {name!r} has no conversations of its own; use continuation='replay' or 'auto'.",
             details={"field": "options.continuation", "provider": name},
+        )
+
+
+def refuse_secrets(options: Mapping[str, Any], *, field: str) -> None:
+    """ValidationError for options of a run that hold what looks like a secret: they are kept in the session's log."""
+    if found := secret_names_in(options, field):
+        raise ValidationError(
+            f"{found[0]} looks like a secret, and this is kept in the session's log. Declare it on the provider, or"
+            " name the variable with the provider option 'pass_env'.",
+            details={"field": found[0]},
         )

@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .errors import ValidationError
 from .event import RUN_ENDINGS, Event, EventType
 from .run_input import Role
+
+TOOL = "tool"
+"""The role of what a tool gave."""
 
 CHARACTERS_PER_TOKEN = 4
 """Rule of thumb for text in English; what a limit in tokens is measured with."""
@@ -17,6 +20,7 @@ TRANSCRIPT_TYPES = frozenset(
         EventType.RUN_QUEUED,
         EventType.MESSAGE_SENT,
         EventType.MESSAGE_RECEIVED,
+        EventType.SESSION_STEERED,
         EventType.TOOL_CALL_STARTED,
         EventType.TOOL_CALL_COMPLETED,
         EventType.TOOL_CALL_FAILED,
@@ -24,6 +28,10 @@ TRANSCRIPT_TYPES = frozenset(
     }
 )
 """Events that a transcript is made of. Streamed pieces are not among them: whole messages are the truth."""
+
+MAX_MESSAGES = 10_000
+MAX_CHARACTERS = 4_000_000
+"""So much of the newest is kept, whatever is asked for."""
 
 _TOOL_ENDINGS = (EventType.TOOL_CALL_COMPLETED, EventType.TOOL_CALL_FAILED)
 
@@ -45,12 +53,12 @@ class TranscriptMessage:
 
     @property
     def size(self) -> int:
-        """Characters, those of the tool's input and output among them."""
-        return len(self.text())
+        """Characters of what was said, or of a tool's name, input and output."""
+        return len(self.text() if self.content is None else self.content)
 
     def text(self) -> str:
         """As a line of plain text."""
-        if self.role == "tool":
+        if self.role == TOOL:
             return f"tool_result({self.tool_call_id}): {self.tool_name} {_plain(self.tool_output)}"
         if self.content is None:
             return f"tool_call({self.tool_call_id}): {self.tool_name} {_plain(self.tool_input)}"
@@ -93,9 +101,15 @@ class TranscriptLimits:
 @dataclass(slots=True)
 class _Run:
     sent: list[TranscriptMessage] = field(default_factory=list[TranscriptMessage])
+    """Its input."""
     said: list[TranscriptMessage] = field(default_factory=list[TranscriptMessage])
-    """By the newest attempt."""
+    """In the newest attempt, by the agent and by who steered it."""
     has_ended: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Messages and characters."""
+        return len(self.sent) + len(self.said), sum(message.size for message in (*self.sent, *self.said))
 
 
 class Transcript:
@@ -105,6 +119,8 @@ class Transcript:
     def __init__(self) -> None:
         self._runs: dict[str, _Run] = {}
         """In the order in which they were queued."""
+        self._messages = self._characters = 0
+        """Of the runs that have ended."""
 
     def add(self, event: Event) -> None:
         """Take one more event; those of other types than TRANSCRIPT_TYPES say nothing."""
@@ -115,15 +131,27 @@ class Transcript:
             run.said.clear()
         elif event.type in RUN_ENDINGS:
             run.has_ended = True
+            self._forget_the_oldest(run)
         elif (message := _message(event)) is not None:
             (run.sent if event.type is EventType.MESSAGE_SENT else run.said).append(message)
+
+    def _forget_the_oldest(self, ended: _Run) -> None:
+        """Runs that ended and that no limit could reach any more."""
+        messages, characters = ended.size
+        self._messages, self._characters = self._messages + messages, self._characters + characters
+        while self._messages > MAX_MESSAGES or self._characters > MAX_CHARACTERS:
+            oldest = next((run_id for run_id, run in self._runs.items() if run.has_ended and run is not ended), None)
+            if oldest is None:
+                break
+            messages, characters = self._runs.pop(oldest).size
+            self._messages, self._characters = self._messages - messages, self._characters - characters
 
     def messages(
         self, limits: TranscriptLimits, *, ended_only: bool = False, without: str | None = None
     ) -> list[TranscriptMessage]:
         """The newest messages within the limits, oldest first; of runs that have ended, and without one of them.
 
-        A message that alone goes beyond the budget is cut at its beginning rather than left out with all before it.
+        The oldest one that is told is cut at its beginning where it does not fit whole.
         """
         everything = [
             message
@@ -142,17 +170,25 @@ def _within(messages: Sequence[TranscriptMessage], budget: int | None) -> list[T
     kept: list[TranscriptMessage] = []
     for message in reversed(messages):
         if message.size > budget:
-            if not kept and message.content is not None:
-                kept.append(_cut(message, budget))
+            if (cut := _cut(message, budget)) is not None:
+                kept.append(cut)
             break
         budget -= message.size
         kept.append(message)
     return kept[::-1]
 
 
-def _cut(message: TranscriptMessage, budget: int) -> TranscriptMessage:
-    content = (message.content or "")[-budget:]
-    return TranscriptMessage(role=message.role, content=content, metadata={**message.metadata, "truncated": True})
+def _cut(message: TranscriptMessage, budget: int) -> TranscriptMessage | None:
+    """The end of it within the budget; None where nothing of it would be left, or it is a call of a tool."""
+    text = message.content if message.content is not None else _plain(message.tool_output)
+    room = budget - (message.size - len(text))
+    if room <= 0 or (message.content is None and message.role != TOOL):
+        return None
+    cut = text[-room:]
+    metadata = {**message.metadata, "truncated": True}
+    if message.content is not None:
+        return replace(message, content=cut, metadata=metadata)
+    return replace(message, tool_output=cut, metadata=metadata)
 
 
 def _message(event: Event) -> TranscriptMessage | None:
@@ -162,20 +198,22 @@ def _message(event: Event) -> TranscriptMessage | None:
         return TranscriptMessage(
             role=Role.ASSISTANT.value,
             content=None,
-            tool_call_id=data["tool_call_id"],
-            tool_name=data["tool_name"],
+            tool_call_id=data.get("tool_call_id"),
+            tool_name=data.get("tool_name"),
             tool_input=data.get("tool_input") or {},
             metadata=metadata,
         )
     if event.type in _TOOL_ENDINGS:
         return TranscriptMessage(
-            role="tool",
+            role=TOOL,
             content=None,
-            tool_call_id=data["tool_call_id"],
-            tool_name=data["tool_name"],
+            tool_call_id=data.get("tool_call_id"),
+            tool_name=data.get("tool_name"),
             tool_output=data.get("tool_output"),
             metadata=metadata,
         )
+    if event.type is EventType.SESSION_STEERED:
+        return TranscriptMessage(role=Role.USER.value, content=data["message"], metadata=metadata)
     content = data.get("content")
     if not content or data.get("kind", "text") != "text":
         return None

@@ -172,7 +172,7 @@ class CodexRig(Rig):
     """Commands run in Codex's own sandbox: it asks for what leaves that, and processes have other numbers in there."""
 
     kind = name = "codex"
-    can = Abilities(reasks=True)
+    can = Abilities(reasks=True, keeps_client=True)
 
     def start(self) -> None:
         self.server = ResponsesServer().start()
@@ -219,7 +219,7 @@ class AcpClaudeRig(Rig):
 
     kind = "acp"
     name = "acp-claude"
-    can = Abilities(reasks=True)
+    can = Abilities(reasks=True, keeps_client=True)
     program: ClassVar[Path] = AGENTS / "claude-agent-acp/node_modules/.bin/claude-agent-acp"
 
     @classmethod
@@ -243,7 +243,7 @@ class AcpZedCodexRig(CodexRig):
 
     kind = "acp"
     name = "acp-codex-zed"
-    can = Abilities(denial_ends_turn=True, reasks=True, counts=False)
+    can = Abilities(denial_ends_turn=True, reasks=True, counts=False, keeps_client=True)
     program: ClassVar[Path] = AGENTS / "codex-acp-zed/node_modules/.bin/codex-acp-linux-x64"
 
     @classmethod
@@ -275,7 +275,7 @@ class AcpCodexRig(AcpZedCodexRig):
     """Codex behind the adapter of the protocol's own makers."""
 
     name = "acp-codex"
-    can = Abilities(denial_ends_turn=True, reasks=True)
+    can = Abilities(denial_ends_turn=True, reasks=True, keeps_client=True)
     program = AGENTS / "codex-acp/node_modules/.bin/codex-acp"
 
 

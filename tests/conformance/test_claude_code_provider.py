@@ -1,6 +1,7 @@
 """What is special to Claude Code: steering, modes, one client for many runs, recordings."""
 
 import asyncio
+import contextlib
 import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -8,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from greenroom.adapters.providers.claude_code.provider import ClaudeCodeProvider
@@ -185,6 +187,7 @@ async def test_what_was_recorded_plays_again_without_the_client_and_holds_no_sec
         ({"command": []}, "options.command"),
         ({"max_turns": 0}, "options.max_turns"),
         ({"extra": {"permission_mode": "plan"}}, "options.extra.permission_mode"),
+        ({"extra": {"extra_args": {"permission-mode": "bypassPermissions"}}}, "options.extra.extra_args"),
         ({"extra": {"max_budget": 1}}, "options.extra.max_budget"),
         ({"extra": {"max_budget_usd": "much"}}, "options.extra.max_budget_usd"),
         ({"mcp_server": {}}, "options.mcp_server"),
@@ -233,6 +236,7 @@ async def test_an_environment_is_scrubbed_but_for_what_is_passed(
     rig: ClaudeCodeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOME_SECRET", "hidden")
+    monkeypatch.setenv("RAY_SOMETHING", "hidden")
     monkeypatch.setenv("SOME_SETTING", "shown")
     async with staged(rig, pass_env=["SOME_SETTING"]) as stage:
         run_id = await stage.submit(rig.call("env"), permission_mode="full_auto")
@@ -260,3 +264,89 @@ async def test_a_client_that_died_between_runs_is_replaced(stage: Stage) -> None
 
     assert result.output["content"] == "two"
     assert "one" in stage.rig.heard()
+
+
+async def test_what_a_subagent_does_is_over_before_the_run_is(stage: Stage, rig: ClaudeCodeRig) -> None:
+    made = rig.cwd / "made.txt"
+    task = {"description": "Make it", "prompt": "Make a file.", "subagent_type": "general-purpose"}
+    rig.answer(answers.tool_use("Agent", task))
+    rig.answer(answers.tool_use("Bash", {"command": f"touch {made}"}))
+    rig.answer(answers.text("I made it."))
+    rig.answer(answers.text("It is made."))
+
+    run_id = await stage.submit(("Have it made.", {}), permission_mode="full_auto")
+    result = await stage.live.await_run(run_id, 60)
+
+    assert made.exists()
+    assert result.output["content"] == "It is made."
+    calls = await stage.events(run_id, EventType.TOOL_CALL_COMPLETED)
+    assert [call.data["tool_name"] for call in calls] == ["Bash", "Agent"]
+    assert calls[0].metadata["parent_tool_call_id"] == calls[1].data["tool_call_id"]
+    assert rig.request_count == 4
+
+
+async def test_a_message_that_was_not_heard_before_a_cancel_is_never_answered(stage: Stage, rig: ClaudeCodeRig) -> None:
+    run_id = await stage.submit((rig.stall("Half a ")[0], NATIVE))
+    await stage.seen(run_id, EventType.MESSAGE_STREAMED)
+    await stage.live.steer_run(run_id, "STEERED", stage.call())
+    await stage.cancel(run_id)
+    rig.always(answers.text("Next."))
+
+    next_id = await stage.submit(("Go on.", NATIVE))
+    await stage.live.await_run(next_id, 60)
+
+    received = [event.data["content"] for event in await stage.events(next_id, EventType.MESSAGE_RECEIVED)]
+    assert received == ["Next."]
+    assert rig.request_count == 2
+
+
+async def test_what_a_command_leaves_in_the_background_ends_with_the_run(stage: Stage, rig: ClaudeCodeRig) -> None:
+    pid_file = rig.cwd / "pid"
+    prompt, _ = rig.call(f"tail -f /dev/null > /dev/null 2>&1 & echo $! > {pid_file}")
+
+    await stage.run((prompt, NATIVE), permission_mode="full_auto")
+
+    pid = int(pid_file.read_text())
+    async with asyncio.timeout(5):
+        while rig.is_alive(pid, pid_file):
+            await asyncio.sleep(0.02)
+
+
+async def test_settings_of_the_working_directory_run_nothing(stage: Stage, rig: ClaudeCodeRig) -> None:
+    ran = rig.cwd / "ran.txt"
+    hook = {"hooks": {"SessionStart": [{"hooks": [{"type": "command", "command": f"touch {ran}"}]}]}}
+    (rig.cwd / ".claude").mkdir()
+    (rig.cwd / ".claude" / "settings.json").write_text(json.dumps(hook))
+
+    await stage.run(rig.text("Hello."))
+
+    assert not ran.exists()
+
+
+async def test_keys_of_mcp_servers_are_on_no_command_line_and_in_no_recording(
+    rig: ClaudeCodeRig, tmp_path: Path
+) -> None:
+    key = "mcp-key-not-to-be-seen"
+    server = {"type": "http", "url": "http://127.0.0.1:9/mcp", "headers": {"Authorization": key}}
+    folder = tmp_path / "recordings"
+    seen: list[str] = []
+    async with staged(rig, mcp_servers={"a": server}, record=str(folder)) as stage:
+        run_id = await stage.submit(rig.stall("Half a "))
+        await stage.seen(run_id, EventType.MESSAGE_STREAMED)
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                seen += process.cmdline()
+        await stage.cancel(run_id)
+
+    assert any("--mcp-config" in argument for argument in seen)
+    assert key not in "".join(seen)
+    assert key not in "".join(path.read_text() for path in folder.iterdir())
+    assert list((rig.home / ".greenroom-mcp").iterdir()) == []
+
+
+async def test_a_key_that_a_command_prints_is_masked_in_the_events(stage: Stage, rig: ClaudeCodeRig) -> None:
+    run_id = await stage.submit(rig.call("echo $ANTHROPIC_API_KEY"), permission_mode="full_auto")
+    await stage.live.await_run(run_id, 60)
+
+    (completed,) = await stage.events(run_id, EventType.TOOL_CALL_COMPLETED)
+    assert completed.data["tool_output"] == "***"

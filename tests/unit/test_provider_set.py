@@ -1,4 +1,4 @@
-"""The providers of a session: made when first used, anew when their declaration changes, all released in the end."""
+"""The providers of a session: made when first used, anew when their kind changes, all released in the end."""
 
 from typing import Any
 
@@ -25,21 +25,24 @@ class Kind:
         Kind.alive -= 1
 
 
-def declared(**options: Any) -> dict[str, ProviderDeclaration]:
-    return {"a": ProviderDeclaration(name="a", kind="kind", options=options)}
+def declared(kind: str = "kind", **options: Any) -> dict[str, ProviderDeclaration]:
+    return {"a": ProviderDeclaration(name="a", kind=kind, options=options)}
 
 
-async def test_an_instance_of_a_former_declaration_is_released_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_instance_outlives_new_options_and_is_replaced_by_one_of_another_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def kind_of(kind: str) -> type[Kind]:
         return Kind
 
     monkeypatch.setattr(provider_set, "provider_class", kind_of)
     providers = ProviderSet(declared(model="one"))
     first = providers.get("a")
-    providers.declare(declared(model="one"))
-    assert providers.get("a") is first
-
     providers.declare(declared(model="two"))
+    assert providers.get("a") is first
+    assert providers.options("a", {}) == {"model": "two"}
+
+    providers.declare(declared("another", model="two"))
     assert providers.get("a") is not first
     assert Kind.alive == 2
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from greenroom.adapters.settings import Settings, load_settings
-from greenroom.domain.errors import CapabilityNotSupported, ValidationError
+from greenroom.domain.errors import ValidationError
 from greenroom.domain.run_input import MAX_INPUT_BYTES
 
 
@@ -162,10 +162,6 @@ def test_a_wrong_declaration_is_refused_by_the_name_of_its_field(declared: dict[
 
     assert field == refused.value.details["field"]
 
-
-def test_a_kind_of_a_later_version_is_told_from_a_wrong_one() -> None:
-    with pytest.raises(CapabilityNotSupported, match="codex"):
-        load_settings({"providers": {"mine": {"kind": "codex"}}}, {}).declarations()
 
 
 def test_settings_cannot_be_changed() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 
 from greenroom.domain.errors import ValidationError
 from greenroom.domain.event import Event, EventType
-from greenroom.domain.transcript import Transcript, TranscriptLimits, TranscriptMessage, transcript_text
+from greenroom.domain.transcript import MAX_MESSAGES, Transcript, TranscriptLimits, TranscriptMessage, transcript_text
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 EVERYTHING = TranscriptLimits()
@@ -102,6 +102,35 @@ def test_the_input_of_a_tool_counts() -> None:
     assert log.lines(TranscriptLimits(max_chars=100)) == ["user: Hi", "assistant: Hello."]
 
 
+def test_a_large_result_of_a_tool_is_cut_and_does_not_push_out_everything() -> None:
+    log = Log()
+    log.turn("run_1", "Look.", "I look.", ended=False)
+    log.add(EventType.TOOL_CALL_STARTED, tool_call_id="c", tool_name="read", tool_input={})
+    log.add(EventType.TOOL_CALL_COMPLETED, tool_call_id="c", tool_name="read", tool_output="z" * 1_000 + "end")
+
+    assert log.lines(TranscriptLimits(max_chars=30)) == ["tool_result(c): read " + "z" * 6 + "end"]
+
+
+def test_what_a_run_was_steered_with_stands_where_it_was_said() -> None:
+    log = Log()
+    log.turn("run_1", "Hi", "Hello.", ended=False)
+    log.add(EventType.SESSION_STEERED, message="In French.", delivered=True)
+    log.add(EventType.MESSAGE_RECEIVED, role="assistant", content="Bonjour.", kind="text")
+
+    assert log.lines() == ["user: Hi", "assistant: Hello.", "user: In French.", "assistant: Bonjour."]
+
+
+def test_the_oldest_runs_are_forgotten_when_there_are_too_many() -> None:
+    log = Log()
+    for number in range(MAX_MESSAGES // 2 + 5):
+        log.turn(f"run_{number}", f"{number}", "ok")
+
+    kept = log.lines()
+
+    assert len(kept) == MAX_MESSAGES
+    assert kept[0] == "user: 5"
+
+
 @pytest.mark.parametrize("name", ["max_messages", "max_chars", "max_tokens"])
 def test_a_limit_below_one_is_refused_by_name(name: str) -> None:
     with pytest.raises(ValidationError) as caught:
@@ -118,12 +147,8 @@ def test_the_budget_is_kept_and_what_is_kept_is_the_end(texts: list[str], budget
 
     kept = log.transcript.messages(TranscriptLimits(max_chars=budget))
 
-    if not any("truncated" in message.metadata for message in kept):
-        assert sum(message.size for message in kept) <= budget
-        assert [message.content for message in kept] == texts[len(texts) - len(kept) :]
-    else:
-        assert len(kept) == 1
-        assert texts[-1].endswith(kept[0].content or "")
+    assert sum(message.size for message in kept) == min(budget, sum(map(len, texts)))
+    assert "".join(texts).endswith("".join(message.content or "" for message in kept))
 
 
 def test_a_text_of_all_is_one_line_each() -> None:

@@ -37,6 +37,8 @@ class Abilities:
     interrupts: bool = True
     counts: bool = True
     """It tells what a run used."""
+    keeps_client: bool = False
+    """A client of the session outlives its runs, whatever they say of continuation."""
     denial_ends_turn: bool = False
     reasks: bool = False
     """A stream that breaks off is asked for again by the client itself."""

@@ -47,6 +47,12 @@ def needs(*abilities: str) -> Callable[[TestT], TestT]:
     return mark
 
 
+async def nothing_of_the_run_left(stage: Stage) -> None:
+    """Where each run has a client of its own, that is gone although the session goes on."""
+    if not stage.rig.can.keeps_client:
+        await nothing_left()
+
+
 class ProviderSuite:
     """Derive a class whose name begins with Test, give it a `rig_class`, and pytest runs all that applies.
 
@@ -93,8 +99,10 @@ class ProviderSuite:
 
     @needs("streams")
     async def test_text_is_streamed_as_it_comes(self, stage: Stage) -> None:
-        run_id = await stage.submit(stage.rig.text("One two three four five six.", chunks=6, chunk_delay_s=0.01))
+        run_id = await stage.submit(stage.rig.text("One two three four five six.", chunks=6, chunk_delay_s=0.2))
 
+        await stage.seen(run_id, EventType.MESSAGE_STREAMED)
+        assert stage.live.state().in_flight == [run_id]
         await stage.live.await_run(run_id, 60)
 
         pieces = [event.data["content"] for event in await stage.events(run_id, EventType.MESSAGE_STREAMED)]
@@ -204,8 +212,7 @@ class ProviderSuite:
         events = await stage.events(run_id)
         check_run(events)
         assert events[-1].type is EventType.RUN_TIMEOUT
-        await stage.live.providers.aclose()
-        await nothing_left()
+        await nothing_of_the_run_left(stage)
 
     async def test_a_run_is_cancelled_before_the_first_byte(self, stage: Stage) -> None:
         run_id = await stage.submit(stage.rig.silence())
@@ -218,6 +225,7 @@ class ProviderSuite:
 
         check_run(await stage.events(run_id))
         assert types_of(await stage.events(run_id))[-1] == "run_cancelled"
+        await nothing_of_the_run_left(stage)
 
     @needs("streams")
     async def test_a_run_is_cancelled_in_the_middle_of_its_text(self, stage: Stage) -> None:
@@ -229,6 +237,7 @@ class ProviderSuite:
         events = await stage.events(run_id)
         check_run(events)
         assert events[-1].data["output"]["content"].startswith("Half a")
+        await nothing_of_the_run_left(stage)
 
     @needs("tools")
     async def test_a_run_is_cancelled_in_the_middle_of_a_tool_and_nothing_of_it_is_left(self, stage: Stage) -> None:
@@ -295,15 +304,34 @@ class ProviderSuite:
     async def test_two_runs_of_a_session_go_on_at_the_same_time(self, rig: Rig) -> None:
         stage = await Stage.open(rig, max_concurrent_runs=2)
         try:
-            first = await stage.submit(stage.rig.text("One of two."))
-            second = await stage.submit(stage.rig.text("One of two."))
+            run_ids = [await stage.submit(rig.stall("One of two.")) for _ in range(2)]
 
-            outcomes = await stage.live.await_runs([first, second], 60)
+            for run_id in run_ids:  # neither ends before both have begun to answer
+                await stage.seen(run_id, *rig.first_sign)
 
-            contents = [one.output["content"] for one in outcomes if isinstance(one, RunResult)]
-            assert contents == ["One of two."] * 2, outcomes
-            for run_id in (first, second):
+            assert stage.live.state().in_flight == run_ids
+            for run_id in run_ids:
+                await stage.cancel(run_id)
                 check_run(await stage.events(run_id))
+        finally:
+            await stage.aclose()
+
+    @needs("native")
+    async def test_two_runs_at_once_leave_the_conversation_that_both_go_on_with_whole(self, rig: Rig) -> None:
+        stage = await Stage.open(rig, max_concurrent_runs=2)
+        try:
+            rig.answer(answers.text("I know your name."))
+            await stage.run(("My name is Ada.", NATIVE))
+            later = await stage.reopened()  # no client has it loaded
+            rig.always(answers.text("Noted."))
+            run_ids = [await later.submit((f"Also note {word}.", NATIVE)) for word in ("this", "that")]
+            outcomes = await later.live.await_runs(run_ids, 60)
+            assert all(isinstance(outcome, RunResult) for outcome in outcomes), outcomes
+
+            await later.run(("What is my name?", NATIVE))
+
+            assert "My name is Ada." in rig.heard()
+            assert rig.heard().count("I know your name.") == 1
         finally:
             await stage.aclose()
 

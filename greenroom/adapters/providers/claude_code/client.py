@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import claude_agent_sdk
@@ -24,10 +25,11 @@ from claude_agent_sdk.types import (
 from ....domain.errors import GreenroomError, ProviderInvalidRequest, ProviderUnavailable
 from ....domain.permission_mode import PermissionMode
 from ....domain.provider import ProviderRequest
+from ...process_trees import processes_around
 from ..agents.process import AgentProcess
 from ..agents.turn import AgentTurn, refusal_text
 from .mapping import ClaudeCodeMapping
-from .options import ClaudeLaunch
+from .options import ClaudeLaunch, write_mcp_file
 
 _CONTROL = frozenset({"control_request", "control_response", "control_cancel_request"})
 """Types of lines that are between the SDK and the client."""
@@ -35,6 +37,7 @@ _CONTROL = frozenset({"control_request", "control_response", "control_cancel_req
 _PERSON_S = 14 * 86_400.0
 """How long a hook may take to answer, since a person may have to: longer than any approval lives."""
 
+Fail = Callable[[GreenroomError], Awaitable[None]]
 Hear = Callable[[Mapping[str, Any] | None], Awaitable[None]]
 
 _PLAN_REFUSAL = "The run is in plan mode: nothing may be changed, and the plan itself is the answer."
@@ -49,12 +52,13 @@ class ClaudeClient:
         """The conversation; None until a new one has said its name."""
         self.turn: ClaudeTurn | None = None
         self._is_connected = False
+        self._own_processes: frozenset[int] = frozenset()
         self._chosen = None if resume is not None else str(uuid.uuid4())
         options = launch.sdk_options(resume=resume, fork=fork, session_id=self._chosen)
         if launch.mode is not PermissionMode.DANGEROUSLY_SKIP_PERMISSIONS:  # there the client never asks
             options.can_use_tool = self._can_use_tool
         options.hooks = {"PreToolUse": [HookMatcher(hooks=[self._before_tool], timeout=_PERSON_S, on_failure="block")]}
-        self._transport = SupervisedTransport(options, launch, self._hear)
+        self._transport = SupervisedTransport(options, launch, self._hear, self._failed)
         self._sdk = ClaudeSDKClient(options, transport=self._transport)
 
     @property
@@ -62,9 +66,13 @@ class ClaudeClient:
         return self._transport.process.pid
 
     @property
-    def is_alive(self) -> bool:
+    def is_fit(self) -> bool:
         """Whether it can take another turn."""
         return not self._transport.is_over
+
+    async def has_left_processes(self) -> bool:
+        """Whether something runs that a turn has started, as `&` of a shell does."""
+        return bool(await asyncio.to_thread(processes_around, self.pid) - self._own_processes)
 
     async def start(self) -> None:
         """Start the process. ProviderUnavailable, ProviderInvalidRequest when that cannot be done."""
@@ -75,6 +83,7 @@ class ClaudeClient:
         if not self._is_connected:
             await self._sdk.connect()
             self._is_connected = True
+            self._own_processes = await asyncio.to_thread(processes_around, self.pid)
 
     async def say(self, text: str, message_id: str) -> None:
         """Hand a message to the client: the prompt of a turn, or one more in the middle of it."""
@@ -110,10 +119,16 @@ class ClaudeClient:
         elif turn is not None:
             await turn.wire_is_over(None if turn.mapping.has_result else await self._transport.process.ended_early())
 
+    async def _failed(self, error: GreenroomError) -> None:
+        """What the client says cannot be read any more."""
+        if self.turn is not None:
+            await self.turn.wire_is_over(error)
+
     async def _before_tool(self, given: HookInput, tool_use_id: str | None, context: HookContext) -> SyncHookJSONOutput:
         """No tool runs before its start is durable, nor against a policy, whatever the permission mode is."""
         name, arguments = str(given.get("tool_name")), dict(given.get("tool_input") or {})
-        refusal = await self._permit(name, arguments, str(tool_use_id), asks=False)
+        in_subagent = "agent_id" in given
+        refusal = await self._permit(name, arguments, str(tool_use_id), asks=False, in_subagent=in_subagent)
         if refusal is None:
             return {}
         return {
@@ -138,11 +153,13 @@ class ClaudeClient:
         refusal = await self._permit(name, arguments, call_id, asks=True)
         return PermissionResultAllow() if refusal is None else PermissionResultDeny(message=refusal)
 
-    async def _permit(self, name: str, arguments: dict[str, Any], call_id: str, *, asks: bool) -> str | None:
+    async def _permit(
+        self, name: str, arguments: dict[str, Any], call_id: str, *, asks: bool, in_subagent: bool = False
+    ) -> str | None:
         """None, or why not."""
         if self.turn is None:
             return "No run is under way."
-        return await self.turn.may_call(name, arguments, call_id, asks=asks)
+        return await self.turn.may_call(name, arguments, call_id, asks=asks, in_subagent=in_subagent)
 
 
 class ClaudeTurn(AgentTurn):
@@ -182,10 +199,12 @@ class ClaudeTurn(AgentTurn):
         await self.say(message)
         return True
 
-    async def may_call(self, name: str, arguments: dict[str, Any], call_id: str, *, asks: bool) -> str | None:
+    async def may_call(
+        self, name: str, arguments: dict[str, Any], call_id: str, *, asks: bool, in_subagent: bool
+    ) -> str | None:
         """None, or what to tell the agent instead."""
         result = await self.permit(
-            partial(self.mapping.permission_requested, call_id, name, arguments),
+            partial(self.mapping.permission_requested, call_id, name, arguments, in_subagent=in_subagent),
             lambda: (name, arguments),
             call_id,
             asks=asks,
@@ -198,8 +217,10 @@ class ClaudeTurn(AgentTurn):
     async def stop(self) -> None:
         if self.begun is not None:
             await asyncio.wait((self.begun,))
-        self.mapping.asked_to_stop()
-        await self.client.interrupt()
+        if self.mapping.asked_to_stop():
+            await self.client.aclose()  # after an interrupt it would take up what it has not yet
+        else:
+            await self.client.interrupt()
 
     async def release(self) -> None:
         if self.begun is not None:
@@ -216,10 +237,12 @@ class SupervisedTransport(SubprocessCLITransport):
     its own reading of the rest would add nothing but a queue.
     """
 
-    def __init__(self, options: ClaudeAgentOptions, launch: ClaudeLaunch, hear: Hear) -> None:
+    def __init__(self, options: ClaudeAgentOptions, launch: ClaudeLaunch, hear: Hear, fail: Fail) -> None:
         super().__init__(prompt="", options=replace(options, can_use_tool=None, permission_prompt_tool_name="stdio"))
         self._launch = launch
         self._hear = hear
+        self._fail = fail
+        self._mcp_file: Path | None = None
         self._started: AgentProcess | None = None
         self.is_over = False
 
@@ -233,6 +256,9 @@ class SupervisedTransport(SubprocessCLITransport):
         if self._started is not None:
             return
         self._cli_path = self._cli_path or self._found_cli()
+        if self._launch.options.mcp_servers:
+            self._mcp_file = await asyncio.to_thread(write_mcp_file, self._launch)
+            self._options = replace(self._options, mcp_servers=str(self._mcp_file))
         environment = {
             **self._launch.where.environment,
             "CLAUDE_CODE_ENTRYPOINT": "sdk-py",
@@ -246,15 +272,20 @@ class SupervisedTransport(SubprocessCLITransport):
         await self.process.send(data.rstrip("\n"))
 
     async def read_messages(self) -> AsyncIterator[dict[str, Any]]:
-        async with aclosing(self.process.lines()) as lines:
-            async for message in lines:
-                if not isinstance(message, dict):
-                    continue  # notes of some builds, in plain text
-                said = cast("dict[str, Any]", message)
-                if said.get("type") in _CONTROL:
-                    yield said
-                else:
-                    await self._hear(said)
+        try:
+            async with aclosing(self.process.lines()) as lines:
+                async for message in lines:
+                    if not isinstance(message, dict):
+                        continue  # notes of some builds, in plain text
+                    said = cast("dict[str, Any]", message)
+                    if said.get("type") in _CONTROL:
+                        yield said
+                    else:
+                        await self._hear(said)
+        except GreenroomError as exc:
+            self.is_over = True
+            await self._fail(exc)
+            raise
         was_closed, self.is_over = self.is_over, True
         await self._hear(None)
         if not was_closed:  # else whoever waits for an answer would wait for a minute
@@ -262,8 +293,12 @@ class SupervisedTransport(SubprocessCLITransport):
 
     async def close(self) -> None:
         self.is_over = True
-        if self._started is not None:
-            await self._started.aclose()
+        try:
+            if self._started is not None:
+                await self._started.aclose()
+        finally:
+            if self._mcp_file is not None:
+                await asyncio.to_thread(self._mcp_file.unlink, missing_ok=True)
 
     def is_ready(self) -> bool:
         return self._started is not None and not self.is_over

@@ -17,6 +17,8 @@ from .errors import error_class, error_of_result
 SYNTHETIC_MODEL = "<synthetic>"
 """Messages with this model were written by the client itself: error texts, notes of an interruption."""
 
+_SUBAGENT_TOOLS = frozenset({"Agent", "Task"})
+
 _ABORTED = frozenset({"aborted_streaming", "aborted_tools"})
 
 _DELTAS = {"text_delta": ("text", "text"), "thinking_delta": ("thinking", "thinking")}
@@ -46,6 +48,7 @@ class ClaudeCodeMapping:
 
     def __init__(self) -> None:
         self._session_id: str | None = None
+        self._is_stored = False
         self._model: str | None = None
         self._spent = TokenUsage()
         self._of_message = TokenUsage()
@@ -73,7 +76,8 @@ class ClaudeCodeMapping:
 
     @property
     def handle(self) -> dict[str, str] | None:
-        return None if self._session_id is None else {"session_id": self._session_id}
+        """Once the model has begun to answer: before that the client has stored nothing to go on with."""
+        return {"session_id": self._session_id} if self._session_id and self._is_stored else None
 
     @property
     def is_over(self) -> bool:
@@ -88,15 +92,23 @@ class ClaudeCodeMapping:
         """This message goes to the client: the attempt is not over before its answer."""
         self._untaken.add(message_id)
 
-    def asked_to_stop(self) -> None:
-        """The client was interrupted: it takes up nothing more."""
+    def asked_to_stop(self) -> bool:
+        """The client is to be interrupted: nobody waits any more for an answer to what it has not taken up. Whether
+        there is such a thing: then it may answer that later."""
+        has_untaken = bool(self._untaken)
         self._untaken.clear()
+        return has_untaken
 
-    def permission_requested(self, tool_call_id: str, name: str, arguments: dict[str, Any]) -> list[ProviderEvent]:
-        """The client asks whether a call may run; as a rule it has told of the call before."""
+    def permission_requested(
+        self, tool_call_id: str, name: str, arguments: dict[str, Any], *, in_subagent: bool = False
+    ) -> list[ProviderEvent]:
+        """The client asks whether a call may run. It has told of the call before, unless a subagent makes it: then the
+        call belongs to the one that started that, where only one is under way."""
         if tool_call_id in self._known_calls:
             return []
-        return [self._call_started({"id": tool_call_id, "name": name, "input": arguments}, None)]
+        starters = [call_id for call_id, (tool, _, _) in self._calls.items() if tool in _SUBAGENT_TOOLS]
+        parent = starters[0] if in_subagent and len(starters) == 1 else None
+        return [self._call_started({"id": tool_call_id, "name": name, "input": arguments}, parent)]
 
     def take(self, message: _Line) -> list[ProviderEvent]:
         self._session_id = message.get("session_id") or self._session_id
@@ -131,6 +143,7 @@ class ClaudeCodeMapping:
         event = line["event"]
         if line.get("parent_tool_use_id"):
             return
+        self._is_stored = True
         if event["type"] == "content_block_delta":
             key, kind = _DELTAS.get(event["delta"]["type"], ("", ""))
             if text := event["delta"].get(key):
@@ -167,6 +180,7 @@ class ClaudeCodeMapping:
         self._error_name = line.get("error") or self._error_name
         if message.get("model") == SYNTHETIC_MODEL or line.get("error"):
             return
+        self._is_stored = True
         parent = line.get("parent_tool_use_id")
         if parent is None and message.get("id") != self._streamed:  # asked again without streaming
             yield self._begin_message(message.get("id"), message.get("usage") or {})

@@ -1,8 +1,11 @@
 """The options of kind `claude-code`, and what its client is started with. Light, but for what takes an `extra`."""
 
+import json
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ....domain.errors import ProviderInvalidRequest
@@ -26,8 +29,14 @@ CREDENTIALS = (
     "NO_PROXY",
 )
 
-_QUIET = {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_TELEMETRY": "1", "CLAUDE_CODE_MAX_RETRIES": "2"}
-"""Nothing but what the run is for leaves the machine, and the client gives up a request before the run does."""
+_QUIET = {
+    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+    "DISABLE_TELEMETRY": "1",
+    "CLAUDE_CODE_MAX_RETRIES": "2",
+    "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
+}
+"""Nothing but what the run is for leaves the machine, the client gives up a request before the run does, and what its
+agents do is over when the run is: else a subagent would go on after the result, and nobody would record it."""
 
 _OWN = frozenset(
     {
@@ -36,6 +45,7 @@ _OWN = frozenset(
         "continue_conversation",
         "cwd",
         "env",
+        "extra_args",
         "fork_session",
         "hooks",
         "include_partial_messages",
@@ -123,7 +133,7 @@ class ClaudeLaunch:
         extra = dict(self.options.extra)
         command = self.options.command
         program = command[0] if isinstance(command, tuple) else command
-        extra_args = {"replay-user-messages": None, **extra.pop("extra_args", {})}
+        extra.setdefault("setting_sources", [])  # those of the working directory run commands that no policy sees
         return ClaudeAgentOptions(
             **extra,
             cli_path=program,
@@ -132,11 +142,23 @@ class ClaudeLaunch:
             max_turns=self.max_turns,
             system_prompt=self.system_prompt or {"type": "preset", "preset": "claude_code"},
             tools=None if self.options.tools is None else list(self.options.tools),
-            mcp_servers=dict(self.options.mcp_servers),  # pyright: ignore[reportArgumentType]  checked by the client
             permission_mode=MODES[self.mode],
             include_partial_messages=True,
-            extra_args=extra_args,
+            extra_args={"replay-user-messages": None},
             resume=resume,
             fork_session=fork,
             session_id=session_id,
         )
+
+
+def write_mcp_file(launch: ClaudeLaunch) -> Path:
+    """The MCP servers in a file for this user alone: on the command line everybody could read their keys.
+
+    Whoever starts the client removes it. What a killed process left goes with the session's home.
+    """
+    folder = Path(launch.where.home) / ".greenroom-mcp"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(suffix=".json", dir=folder)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump({"mcpServers": launch.options.mcp_servers}, file)
+    return Path(name)

@@ -35,7 +35,8 @@ class ClaudeCodeProvider(AgentProvider):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self._idle: ClaudeClient | None = None
-        self._busy: set[ClaudeTurn] = set()
+        self._busy: set[ClaudeClient] = set()
+        """Those that a run has, from before they are started."""
         self._choosing = asyncio.Lock()
 
     @staticmethod
@@ -50,7 +51,6 @@ class ClaudeCodeProvider(AgentProvider):
         launch = ClaudeLaunch.of(request, self.check_options(request.options, field="options"))
         client = await self._client(launch, (request.conversation or {}).get("session_id"))
         turn = ClaudeTurn(request, client, self._released)
-        self._busy.add(turn)
         client.turn = turn
         turn.begun = asyncio.create_task(turn.run(prompt_of(request)))
         return turn
@@ -64,25 +64,32 @@ class ClaudeCodeProvider(AgentProvider):
         """One that goes on with the conversation, or begins one."""
         from .client import ClaudeClient  # noqa: PLC0415
 
-        if conversation is not None:
-            await self.turns_given_up()  # the one before may still be writing to it
         async with self._choosing:
+            if conversation is not None:
+                await self.turns_given_up()  # the one before may still be writing to it
             idle, self._idle = self._idle, None
-            if idle is not None and idle.is_alive and (idle.launch, idle.session_id) == (launch, conversation):
+            if idle is not None and idle.is_fit and (idle.launch, idle.session_id) == (launch, conversation):
+                self._busy.add(idle)
                 return idle
             if idle is not None:
                 await idle.aclose()
-        fork = conversation is not None and any(turn.client.session_id == conversation for turn in self._busy)
-        client = ClaudeClient(launch, resume=conversation, fork=fork)
-        await client.start()
+            fork = conversation is not None and any(client.session_id == conversation for client in self._busy)
+            client = ClaudeClient(launch, resume=conversation, fork=fork)
+            self._busy.add(client)
+        try:
+            await client.start()
+        except BaseException:
+            self._busy.discard(client)
+            await client.aclose()
+            raise
         return client
 
     async def _released(self, turn: "ClaudeTurn") -> None:
         """Keep the client for a run that goes on, if it is fit for one."""
         client = turn.client
-        keep = turn.request.continues and turn.mapping.is_over and client.is_alive and self._idle is None
-        if keep:
+        wanted = turn.request.continues and turn.mapping.is_over and client.is_fit
+        if wanted and not await client.has_left_processes() and self._idle is None:
             self._idle = client
-        self._busy.discard(turn)
-        if not keep:
+        else:
             await client.aclose()
+        self._busy.discard(client)
