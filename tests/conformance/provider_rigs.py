@@ -268,7 +268,8 @@ class AcpZedCodexRig(CodexRig):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.toml").write_text(CODEX_CONFIGURATION.format(url=self.server.url))
         env = {"FAKE_KEY": API_KEY, "PATH": f"{self._sandbox_folder}:{os.environ['PATH']}"}
-        return {"preset": "codex-acp", "command": str(self.program), "cwd": str(self.cwd), "env": env}
+        where = {"cwd": str(self.cwd), "home": str(self.home)}  # its settings are there, so it cannot be the session's
+        return {"preset": "codex-acp", "command": str(self.program), "env": env, **where}
 
 
 class AcpCodexRig(AcpZedCodexRig):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,8 @@ class AgentOptions:
     """Options that the kinds claude-code, codex, amp and acp have in common."""
 
     command: str | tuple[str, ...] | None = None
-    """The client's program, or the program with arguments; None: the one that the SDK brings or finds."""
+    """The client's command line, as text that is split as a shell would, or as a list; None: the program that the SDK
+    brings or finds."""
     cwd: str | None = None
     """Where the agent works; None: the working directory of the session's process."""
     model: str | None = None
@@ -44,6 +46,10 @@ class AgentOptions:
     """Passed on under the names that the SDK has for them."""
     record: str | None = None
     """A directory: everything that the client says and hears is written to a file there, which kind `replay` plays."""
+
+    def command_line(self) -> tuple[str, ...] | None:
+        """Program and arguments, if they were given."""
+        return tuple(shlex.split(self.command)) if isinstance(self.command, str) else self.command
 
 
 _DEFAULTS = AgentOptions()
@@ -66,8 +72,8 @@ def parse_agent_options(
         path = getattr(parsed, name)
         if path is not None and (not path or "\0" in path):
             raise _refusal(f"{field}.{name}", "must be the path of a directory")
-    if parsed.command is not None and (not parsed.command or not all(parsed.command) or "\0" in str(parsed.command)):
-        raise _refusal(f"{field}.command", "must be a program, or a list of a program and its arguments")
+    if parsed.command is not None and not _is_command(parsed):
+        raise _refusal(f"{field}.command", "must be a command line, or a list of a program and its arguments")
     for name, value in parsed.env.items():
         if not _is_variable_name(name) or "\0" in value:
             raise _refusal(f"{field}.env", f"has {name!r}, which cannot be an environment variable")
@@ -143,6 +149,14 @@ def surroundings(
     secrets = {value for value in secret_values([given, options.mcp_servers]) if len(value) >= _SHORTEST_SECRET}
     longest_first = tuple(sorted(secrets, key=len, reverse=True))
     return AgentSurroundings(cwd, home, scrubbed_environment(given), longest_first)
+
+
+def _is_command(options: AgentOptions) -> bool:
+    try:
+        command = options.command_line()
+    except ValueError:  # an open quote
+        return False
+    return bool(command) and bool(command[0]) and not any("\0" in part for part in command)
 
 
 def _is_variable_name(name: str) -> bool:

@@ -266,7 +266,9 @@ class SupervisedTransport(SubprocessCLITransport):
             "PWD": self._launch.where.cwd,
         }
         where = replace(self._launch.where, environment=environment)
-        self._started = await AgentProcess.start(self._build_command(), where, record=self._launch.options.record)
+        program = self._launch.options.command_line() or (self._cli_path,)
+        command = [*program, *self._build_command()[1:]]
+        self._started = await AgentProcess.start(command, where, record=self._launch.options.record)
 
     async def write(self, data: str) -> None:
         await self.process.send(data.rstrip("\n"))

@@ -131,12 +131,11 @@ class ClaudeLaunch:
         from claude_agent_sdk import ClaudeAgentOptions  # noqa: PLC0415  takes half a second
 
         extra = dict(self.options.extra)
-        command = self.options.command
-        program = command[0] if isinstance(command, tuple) else command
+        command = self.options.command_line()
         extra.setdefault("setting_sources", [])  # those of the working directory run commands that no policy sees
         return ClaudeAgentOptions(
             **extra,
-            cli_path=program,
+            cli_path=None if command is None else command[0],
             cwd=self.where.cwd,
             model=self.model,
             max_turns=self.max_turns,
