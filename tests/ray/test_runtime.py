@@ -138,8 +138,22 @@ def test_what_comes_later_says_so(runtime: Runtime) -> None:
 
     with pytest.raises(greenroom.CapabilityNotSupported):
         ray.get(session.submit_run.remote("x", {"workspace": {"path": "."}}))
-    with pytest.raises(greenroom.CapabilityNotSupported):
-        ray.get(session.transcript.remote())
+
+
+def test_a_transcript_tells_what_was_said_and_is_limited(runtime: Runtime) -> None:
+    session = runtime.open_session()
+    ray.get(session.execute_run.remote("Hi", {"provider_options": {"reply": "Hello."}}))
+
+    everything = ray.get(session.transcript.remote())
+    newest = ray.get(session.transcript.remote(max_messages=1))
+
+    assert [(message["role"], message["content"]) for message in everything] == [
+        ("user", "Hi"),
+        ("assistant", "Hello."),
+    ]
+    assert newest == everything[1:]
+    with pytest.raises(greenroom.ValidationError):
+        ray.get(session.transcript.remote(max_messages=0))
 
 
 def test_an_idempotency_key_gives_the_first_answer(runtime: Runtime) -> None:
