@@ -6,7 +6,8 @@
     {"line": TEXT}         writes that, as it is            {"settings": true}   says mode, model and prompts so far
     {"deaf": true}         takes no notice of anything any more
     {"hold": true}         waits for session/cancel         {"fail": {...}}      answers with that error
-    {"exit": STATUS}       ends
+    {"exit": STATUS}       ends                             {"answer": {...}}      answers with that result
+    {"later": TEXT}        says that for ever when answered  {"request": {...}}     asks that, and says what came back
 
 It is started with its abilities as JSON in an argument.
 """
@@ -29,6 +30,7 @@ OPTIONS = [
 
 numbers = itertools.count(1)
 sessions: dict[str, dict[str, Any]] = {}
+later: list[tuple[str, str]] = []
 
 
 def write(message: dict[str, Any]) -> None:
@@ -65,7 +67,8 @@ def settings(session: dict[str, Any]) -> dict[str, Any]:
         "options": [],
     }
     answer: dict[str, Any] = {"modes": {"availableModes": modes, "currentModeId": session["mode"]}} if modes else {}
-    return answer | ({"configOptions": [models]} if "models" in ABILITIES else {})
+    options: list[dict[str, Any]] = [*([models] if "models" in ABILITIES else []), *ABILITIES.get("options", [])]
+    return answer | ({"configOptions": options} if options else {})
 
 
 def ask(session_id: str, call_id: str) -> bool:
@@ -79,6 +82,14 @@ def ask(session_id: str, call_id: str) -> bool:
         is_cancelled = is_cancelled or message.get("method") == "session/cancel"
     say(session_id, json.dumps(message["result"]["outcome"]))
     return not is_cancelled
+
+
+def request(session_id: str, params: dict[str, Any]) -> None:
+    number = f"request-{next(numbers)}"
+    write({"id": number, "method": "session/request_permission", "params": {"sessionId": session_id, **params}})
+    while (message := read()).get("id") != number:
+        pass
+    say(session_id, json.dumps(message))
 
 
 def hold(session_id: str) -> str:
@@ -107,6 +118,8 @@ STEPS: dict[str, Callable[[str, Any], object]] = {
     "settings": lambda session_id, _: say(session_id, json.dumps(sessions[session_id])),
     "deaf": lambda session_id, _: deaf(session_id),
     "exit": lambda session_id, status: sys.exit(status),
+    "later": lambda session_id, text: later.append((session_id, text)),
+    "request": request,
 }
 
 
@@ -117,6 +130,8 @@ def prompt(session_id: str, steps: list[dict[str, Any]]) -> dict[str, Any]:
         ((kind, value),) = step.items()
         if kind == "fail":
             return {"error": value}
+        if kind == "answer":
+            return {"result": value}
         if kind == "hold" or (kind == "ask" and not ask(session_id, value)):
             return {"result": {"stopReason": hold(session_id) if kind == "hold" else "cancelled"}}
         if kind in STEPS:
@@ -131,7 +146,7 @@ def begin(params: dict[str, Any]) -> dict[str, Any]:
     if "sessionId" in params and session_id != "known":
         return {"error": {"code": -32002, "message": "Resource not found"}}
     sessions[session_id] = {"mode": ABILITIES.get("initial"), "model": "small", "prompts": 0}
-    sessions[session_id]["mcp"] = params["mcpServers"]
+    sessions[session_id] |= {"mcp": params["mcpServers"], "meta": params.get("_meta")}
     if "sessionId" in params:
         say(session_id, "This was said long ago.")
     return {"result": {"sessionId": session_id, **settings(sessions[session_id])}}
@@ -163,6 +178,8 @@ def set_mode(params: dict[str, Any]) -> dict[str, Any]:
 
 def set_config_option(params: dict[str, Any]) -> dict[str, Any]:
     sessions[params["sessionId"]][params["configId"]] = params["value"]
+    if params["configId"] == "mood":
+        sessions[params["sessionId"]]["mode"] = params["value"]
     return {"result": {}}
 
 
@@ -182,6 +199,9 @@ def main() -> None:
         message = read()
         if message.get("method") in METHODS:
             write({"id": message["id"], **METHODS[message["method"]](message["params"])})
+            while later:
+                say(*later[0])
+                time.sleep(0.05)
 
 
 if __name__ == "__main__":

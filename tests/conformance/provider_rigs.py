@@ -164,8 +164,7 @@ class AmpRig(Rig):
         return answers.tool_use("Bash", {"cmd": command})
 
     def stall(self, content: str) -> tuple[str, dict[str, Any]]:
-        self.answer(self.shell_call("true"))  # Amp streams nothing: a text that stalls shows nothing
-        return super().stall(content)
+        return call_and_stall(self, content)
 
 
 class CodexRig(Rig):
@@ -210,8 +209,7 @@ class CodexExecRig(CodexRig):
         return {**super().options(), "interface": "exec"}
 
     def stall(self, content: str) -> tuple[str, dict[str, Any]]:
-        self.answer(self.shell_call("true"))  # it streams nothing: a text that stalls shows nothing
-        return super().stall(content)
+        return call_and_stall(self, content)
 
 
 class AcpClaudeRig(Rig):
@@ -323,6 +321,18 @@ def bundled_sandbox() -> Path:
     import codex_cli_bin
 
     return Path(codex_cli_bin.__file__).parent / "codex-resources" / "bwrap"
+
+
+def call_and_stall(rig: Rig, content: str) -> tuple[str, dict[str, Any]]:
+    """For clients that stream nothing: a text that stalls shows nothing, so each run calls a tool before."""
+    assert rig.server is not None
+    rig.server.default = lambda body: answers.stall(content) if _ends_with_a_result(body) else rig.shell_call("true")
+    return "Say something.", {}
+
+
+def _ends_with_a_result(body: dict[str, Any]) -> bool:
+    last = (body.get("input") or body["messages"])[-1]
+    return "tool_result" in str(last.get("content")) or last.get("type") == "function_call_output"
 
 
 def command_lines() -> Iterator[list[str]]:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,11 +14,15 @@ import pytest
 
 from greenroom.adapters.providers.acp.modes import Choice, mode_id
 from greenroom.adapters.providers.acp.options import check_acp_options
+from greenroom.adapters.providers.acp.presets import PRESETS
 from greenroom.adapters.providers.acp.provider import AcpProvider
+from greenroom.adapters.providers.acp.replay import replay
+from greenroom.adapters.providers.agents.process import AgentProcess
 from greenroom.domain.errors import (
     Cancelled,
     CapabilityNotSupported,
     ProviderAuthenticationFailed,
+    ProviderError,
     ProviderInvalidRequest,
     ProviderRateLimited,
     ProviderUnavailable,
@@ -85,6 +89,7 @@ class Session:
         self.tools = Toolbox()
         self.abilities: dict[str, Any] = {}
         self._runs = 0
+        (folder / "home").mkdir()
 
     def request(self, *steps: Step, **changes: Any) -> ProviderRequest:
         self._runs += 1
@@ -467,6 +472,11 @@ async def test_a_conversation_keeps_the_system_prompt_that_it_began_with(session
         ({"preset": "codex-acp", "config_options": {"mode": "agent"}}, "p.config_options.mode"),
         ({"preset": "gemini", "modes": {"full_auto": "yolo"}}, "p.modes.full_auto"),
         ({"command": "x", "mcp_servers": {"a": {"type": "http"}}}, "p.mcp_servers.a.url"),
+        (
+            {"command": "x", "meta": {"claudeCode": {"options": {"allowedTools": ["Bash"]}}}},
+            "p.meta.claudeCode.options.allowedTools",
+        ),
+        ({"command": "x", "meta": {"claudeCode": {"options": 7}}}, "p.meta"),
     ],
 )
 def test_options_that_are_wrong_are_named(options: dict[str, Any], field: str) -> None:
@@ -491,3 +501,116 @@ async def test_a_preset_whose_program_is_missing_names_the_command_that_installs
         await session.run(options={"command": None, "preset": "gemini"})
 
     assert "command" == refused.value.details["field"]
+
+
+async def test_an_agent_that_works_on_after_its_run_is_ended(session: Session) -> None:
+    await session.run({"say": "Done."}, {"later": "And in the background..."})
+
+    await until(lambda: session.pids() == [])
+
+
+@pytest.mark.parametrize("question", [{}, {"toolCall": 7}, {"toolCall": {}}])
+async def test_a_question_that_makes_no_sense_gets_an_answer(session: Session, question: dict[str, Any]) -> None:
+    told = await session.run({"request": question})
+
+    assert -32602 == json.loads(told.content)["error"]["code"]
+
+
+async def test_an_answer_to_the_prompt_that_makes_no_sense_ends_the_run(session: Session) -> None:
+    nonsense = {"stopReason": "end_turn", "usage": {"inputTokens": "many", "outputTokens": 1}}
+
+    with pytest.raises(ProviderError, match="cannot be read"):
+        async with asyncio.timeout(20):
+            await session.run({"say": "Hi."}, {"answer": nonsense})
+
+
+async def test_a_reader_that_fails_ends_the_run(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = AgentProcess.lines
+
+    async def broken(self: AgentProcess) -> AsyncGenerator[Any]:
+        async for line in whole(self):
+            if "update" in str(line):
+                raise OSError("The pipe is broken.")
+            yield line
+
+    monkeypatch.setattr(AgentProcess, "lines", broken)
+    with pytest.raises(ProviderError, match="The pipe is broken"):
+        async with asyncio.timeout(20):
+            await session.run({"say": "Hi."})
+
+
+@pytest.mark.parametrize("step", [{"exit": 3}, {"fail": {"code": -32002, "message": "Resource not found"}}])
+async def test_a_conversation_that_nothing_was_said_in_is_not_kept(session: Session, step: Step) -> None:
+    told = Told()
+
+    with pytest.raises((ProviderUnavailable, ProviderInvalidRequest)):
+        await session.run(step, told=told)
+
+    assert told.handle is None
+
+
+async def test_no_setting_of_the_agent_chooses_another_mode_than_the_run(session: Session) -> None:
+    mood = {"id": "mood", "type": "select", "currentValue": "default", "options": [{"value": "yolo"}]}
+    session.abilities = {"modes": ["default", "yolo"], "initial": "default", "options": [mood]}
+
+    told = await session.run({"settings": True}, options={"config_options": {"mood": "yolo"}})
+
+    assert "default" == json.loads(told.content)["mode"]
+    session.abilities = {"options": [{**mood, "category": "mode"}]}
+    with pytest.raises(CapabilityNotSupported, match="permission_mode"):
+        await session.run({"say": "Hi."}, options={"config_options": {"mood": "yolo"}})
+
+
+def test_no_mode_is_given_the_name_of_one_that_asks_for_nothing() -> None:
+    choice = Choice("default", frozenset({"default", "bypassPermissions"}), None)
+    given = {PermissionMode.PLAN: "bypassPermissions"}
+
+    with pytest.raises(CapabilityNotSupported, match="asks for nothing"):
+        mode_id(PermissionMode.PLAN, choice, agent="some", given=given, initial="default")
+
+
+async def test_claude_and_opencode_leave_the_settings_of_the_working_directory_alone(session: Session) -> None:
+    session.abilities = {"name": "@agentclientprotocol/claude-agent-acp", "modes": ["default"], "initial": "default"}
+    meta = {"claudeCode": {"options": {"maxTurns": 3}}}
+
+    told = await session.run({"settings": True}, options={"meta": meta})
+
+    options = json.loads(told.content)["meta"]["claudeCode"]["options"]
+    assert {"settingSources": ["user"], "maxTurns": 3} == options
+    assert "1" == PRESETS["opencode"].environment["OPENCODE_DISABLE_PROJECT_CONFIG"]
+
+
+@pytest.mark.parametrize("where", ["", ".."])
+async def test_an_agent_that_reads_settings_where_it_works_is_refused_where_policies_hold(
+    session: Session, where: str
+) -> None:
+    session.abilities = {"name": CODEX, "modes": ["read-only"], "initial": "read-only"}
+    work = session.folder / "work"
+    (work / where / ".codex").mkdir(parents=True)
+    (work / where / ".codex" / "config.toml").touch()
+    (work / where / ".git").mkdir()
+    work.mkdir(exist_ok=True)
+    options = {"cwd": str(work)}
+
+    with pytest.raises(CapabilityNotSupported, match=r"config\.toml"):
+        await session.run({"say": "Hi."}, options=options, policies=(policy("deny", "execute"),))
+    with pytest.raises(CapabilityNotSupported, match=r"config\.toml"):
+        await session.run({"say": "Hi."}, options=options, permission_mode=PermissionMode.PLAN)
+    assert "Hi." == (await session.run({"say": "Hi."}, options=options)).content
+
+
+def test_what_a_recording_says_of_a_session_belongs_to_the_prompt_of_that_session() -> None:
+    def prompt(number: int, session_id: str) -> tuple[str, Any]:
+        return "in", {"id": number, "method": "session/prompt", "params": {"sessionId": session_id}}
+
+    def chunk(session_id: str, text: str) -> tuple[str, Any]:
+        said = {"sessionUpdate": "agent_message_chunk", "content": {"type": "text", "text": text}}
+        return "out", {"method": "session/update", "params": {"sessionId": session_id, "update": said}}
+
+    end = {"result": {"stopReason": "end_turn"}}
+    lines = [prompt(1, "a"), prompt(2, "b"), chunk("a", "Of a."), chunk("b", "Of b.")]
+    lines += [("out", {"id": 1, **end}), ("out", {"id": 2, **end})]
+
+    outcomes = [attempt.end() for attempt in replay(lines)]
+
+    assert ["Of a.", "Of b."] == [end.content for end in outcomes if isinstance(end, ProviderOutcome)]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import aclosing
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from greenroom.adapters.providers.amp.folder import RunFolder
+from greenroom.adapters.providers.amp.mapping import AmpMapping
 from greenroom.adapters.providers.amp.options import AmpLaunch, check_amp_options
 from greenroom.adapters.providers.amp.provider import AmpProvider
 from greenroom.adapters.providers.amp.rules import permission_rules
@@ -245,7 +248,7 @@ def test_settings_and_servers_are_files_for_this_user_alone(amp: Amp) -> None:
     request = amp.request(tools=["Bash"], mcp_servers=servers, extra={"title": "T", "mode": "high"})
 
     launch = AmpLaunch.of(request, check_amp_options(request.options, field="options"))
-    folder = launch.write_files()
+    folder = launch.write_files().path
 
     command = launch.command(folder)
     written = json.loads((folder / "settings.json").read_text())
@@ -348,3 +351,58 @@ async def test_a_program_that_is_nowhere_is_named(amp: Amp, monkeypatch: pytest.
         await amp.run(amp.request(command=None))
 
     assert caught.value.details["field"] == "command"
+
+
+async def test_what_a_killed_process_has_left_in_the_home_is_removed_by_the_next_run(
+    amp: Amp, server: MessagesServer
+) -> None:
+    left = amp.home / "greenroom-amp-left"
+    left.mkdir(parents=True)
+    (left / "mcp.json").write_text(KEY)
+    used = RunFolder.make(str(amp.home))
+    server.answers.append(DONE)
+
+    await amp.run(amp.request())
+
+    assert (left.exists(), used.path.exists()) == (False, True)
+    used.remove()
+    assert not used.path.exists()
+
+
+def test_a_thread_is_told_of_when_there_is_something_to_go_on_with() -> None:
+    init = {"type": "system", "subtype": "init", "session_id": "T-1"}
+    said = {"type": "assistant", "session_id": "T-1", "message": {"content": [{"type": "text", "text": "Hi."}]}}
+    gone = {"type": "result", "session_id": "T-1", "is_error": True, "error": "Thread not found"}
+    handles: list[dict[str, str] | None] = []
+    for last in (init, said, gone):
+        mapping = AmpMapping()
+        for line in (init, last):
+            mapping.take(line)
+        assert mapping.thread_id == "T-1"
+        handles.append(mapping.handle)
+
+    assert handles == [None, {"thread_id": "T-1"}, None]
+
+
+async def test_a_client_that_was_told_to_stop_has_had_its_time_and_is_ended(amp: Amp, tmp_path: Path) -> None:
+    program = tmp_path / "stays"
+    result = json.dumps({"type": "result", "subtype": "success", "is_error": False, "result": "x", "session_id": "T-1"})
+    init = json.dumps(
+        {"type": "assistant", "session_id": "T-1", "message": {"content": [{"type": "text", "text": "A"}]}}
+    )
+    program.write_text(
+        f"#!/bin/sh\ntrap 'echo {json.dumps(result)}; trap \"\" TERM; sleep 60 & wait; sleep 60' TERM\n"
+        f"echo {json.dumps(init)}\nwhile true; do sleep 0.05; done\n"
+    )
+    program.chmod(0o755)
+    request = amp.request(command=str(program))
+    began: list[float] = []
+    interrupting: list[asyncio.Task[None]] = []
+
+    def interrupt(event: ProviderEvent) -> None:
+        began.append(time.monotonic())
+        interrupting.append(asyncio.create_task(amp.provider.interrupt(request.run_id)))
+
+    await amp.run(request, interrupt)
+
+    assert time.monotonic() - began[0] < 2.5

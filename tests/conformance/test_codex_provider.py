@@ -5,16 +5,33 @@ All against the real program, behind a loopback Responses API.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import os
+import signal
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
 
+from greenroom.adapters.providers.agents.options import AgentSurroundings
+from greenroom.adapters.providers.agents.process import AgentProcess
+from greenroom.adapters.providers.codex.gate import CodexGate
+from greenroom.adapters.providers.codex.mapping import CodexMapping
 from greenroom.adapters.providers.codex.provider import CodexProvider
-from greenroom.domain.errors import Cancelled, CapabilityNotSupported, ProviderInvalidRequest, ValidationError
+from greenroom.adapters.providers.codex.server import CodexServer
+from greenroom.adapters.providers.codex.turn import CodexTurn
+from greenroom.domain.errors import (
+    Cancelled,
+    CapabilityNotSupported,
+    ProviderContentRefused,
+    ProviderError,
+    ProviderInvalidRequest,
+    ProviderUnavailable,
+    ValidationError,
+)
 from greenroom.domain.event import EventType
 from greenroom.domain.permission_mode import PermissionMode
 from greenroom.domain.provider import ProviderConversation, ProviderEvent, ProviderOutcome, ProviderRequest
@@ -324,6 +341,8 @@ async def test_hooks_that_nobody_trusts_are_not_run(stage: Stage) -> None:
         ({"extra": {"config": {"hooks": {"PreToolUse": []}}}}, ValidationError),
         ({"extra": {"config": {"features": {"hooks": False}}}}, ValidationError),
         ({"extra": {"base_instructions": "x"}}, ValidationError),
+        ({"extra": {"config": {"projects": {"/": {"trust_level": "trusted"}}}}}, ValidationError),
+        ({"extra": {"config": {"profile": "mine"}}}, ValidationError),
     ],
 )
 def test_options_that_codex_has_nothing_for_are_refused(options: dict[str, Any], error: type[Exception]) -> None:
@@ -356,3 +375,165 @@ async def test_exec_refuses_what_it_cannot_keep(stage: Stage) -> None:
     request = stage.request(options={"interface": "exec"})
     with pytest.raises(CapabilityNotSupported):
         await stage.play(replace(request, policies=(policy,)))
+
+
+@pytest.mark.parametrize("interface", ["app-server", "exec"])
+async def test_settings_of_the_working_directory_start_nothing(stage: Stage, interface: str) -> None:
+    (stage.work / ".git").mkdir()
+    (stage.work / ".codex").mkdir()
+    server = f'[mcp_servers.planted]\ncommand = "touch"\nargs = ["{stage.work}/started"]\n'
+    (stage.work / ".codex" / "config.toml").write_text(server)
+    stage.script(*[answers.tool_use("exec_command", {"cmd": "true"}), answers.text("Done.")] * 2)
+    for number in (1, 2):
+        await stage.play(stage.request(number, options={"interface": interface}))
+    assert not (stage.work / "started").exists()
+
+
+@pytest.mark.parametrize("interfaces", [("exec", "exec"), ("exec", "app-server"), ("app-server", "exec")])
+async def test_a_run_waits_for_the_other_where_one_of_two_that_go_on_at_once_is_an_exec(
+    stage: Stage, interfaces: tuple[str, str]
+) -> None:
+    stage.script(answers.text("First."), *[answers.text("Slowly said.", chunks=4, chunk_delay_s=0.1)] * 2)
+    first = await stage.play(stage.request(options={"interface": "exec"}))
+    requests = [
+        stage.request(number, options={"interface": interface}, conversation=first.handle)
+        for number, interface in enumerate(interfaces, start=2)
+    ]
+    both = await asyncio.gather(*map(stage.play, requests))
+    assert {played.handle["thread_id"] for played in both if played.handle} == {(first.handle or {})["thread_id"]}
+    assert all(f"Message {number}." in stage.told() for number in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mcp_servers": {"one": {"command": "true", "env": {"DATABASE": "postgres://u:p@h"}}}},
+        {"mcp_servers": {"one": {"type": "http", "url": "http://127.0.0.1:9", "headers": {"X": "y"}}}},
+        {"extra": {"config": {"model_providers": {"x": {"base_url": "u", "http_headers": {"X": "y"}}}}}},
+        {"extra": {"config": {"model_providers": {"x": {"base_url": "u", "experimental_bearer_token": "y"}}}}},
+        {"mcp_servers": {"one": {"command": "serve", "args": [KEY]}}},
+    ],
+)
+async def test_exec_puts_no_secret_on_its_command_line(stage: Stage, options: dict[str, Any]) -> None:
+    with pytest.raises(CapabilityNotSupported, match="command line"):
+        await stage.play(stage.request(options={"interface": "exec", **options}))
+
+
+async def test_a_client_that_dies_before_the_model_has_answered_leaves_no_conversation(stage: Stage) -> None:
+    stage.script(answers.stall(""))
+    played = Played()
+    run = asyncio.create_task(stage.play(stage.request(), played))
+    async with asyncio.timeout(20):
+        while not stage.server.requests:
+            await asyncio.sleep(0.02)
+    (client,) = {process["pid"] for process in stage.provider.processes("run_1")}
+    os.kill(client, signal.SIGKILL)
+    with pytest.raises(ProviderUnavailable):
+        await run
+    assert played.handle is None
+
+
+def test_the_conversation_is_told_of_when_the_model_has_begun_to_answer() -> None:
+    mapping = CodexMapping("t")
+    told: list[bool] = []
+    for method, more in (
+        ("turn/started", {"turn": {"id": "1"}}),
+        ("item/started", {"turnId": "1", "item": {"type": "userMessage", "id": "i"}}),
+        ("item/agentMessage/delta", {"turnId": "1", "delta": "Hi"}),
+    ):
+        mapping.take({"method": method, "params": {"threadId": "t", **more}})
+        told.append(mapping.handle is not None)
+    assert told == [False, False, True]
+
+
+@pytest.mark.parametrize("interface", ["app-server", "exec"])
+async def test_a_reader_that_fails_ends_the_run(stage: Stage, interface: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = AgentProcess.lines
+
+    async def broken(self: AgentProcess) -> AsyncGenerator[Any]:
+        async for line in whole(self):
+            if "turn" in str(line) and "started" in str(line):
+                raise OSError("The pipe is broken.")
+            yield line
+
+    monkeypatch.setattr(AgentProcess, "lines", broken)
+    stage.script(answers.text("Never heard."))
+    with pytest.raises(ProviderError, match="The pipe is broken"):
+        async with asyncio.timeout(20):
+            await stage.play(stage.request(options={"interface": interface}))
+
+
+class Client:
+    """A connection whose client answers nothing that makes sense."""
+
+    def __init__(self) -> None:
+        where = AgentSurroundings("/", "/", {}, ())
+        self.process = SimpleNamespace(pid=1, where=where, redacted=where.redacted)
+        self.answered: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def request(self, method: str, parameters: Any) -> Any:
+        return {}
+
+    async def answer(self, number: object, result: Any) -> None:
+        await self.answered.put(result)
+
+
+async def released(turn: CodexTurn) -> None:
+    pass
+
+
+async def test_what_codex_says_in_an_unknown_shape_neither_hangs_it_nor_the_run(stage: Stage) -> None:
+    client = Client()
+    turn = CodexTurn(stage.request(), CodexMapping("t"), cast("Any", client), "t", released)
+    turn.asked({"id": 1, "method": "item/commandExecution/requestApproval", "params": {}})
+    async with asyncio.timeout(10):
+        assert await client.answered.get() == {"decision": "decline"}
+        turn.begin("Hi.", None)
+        with pytest.raises(ProviderError, match="cannot be read"):
+            async for _ in turn.items():
+                pass
+
+
+async def test_a_hook_that_says_nothing_that_makes_sense_is_refused(stage: Stage) -> None:
+    failures: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+
+    async def ask(said: Any) -> str | None:
+        return said["tool_use_id"]
+
+    gate = await CodexGate.open(ask)
+    reader, writer = await asyncio.open_unix_connection(f"\0{gate.command.rpartition(' ')[2]}")
+    writer.write(b"{}")
+    writer.write_eof()
+    assert await reader.read() == b""
+    writer.close()
+    await gate.aclose()
+    assert failures == []
+
+
+@pytest.mark.parametrize("interface", ["app-server", "exec"])
+async def test_an_answer_that_is_too_long_completes_the_run_and_a_filtered_one_is_refused(
+    stage: Stage, interface: str
+) -> None:
+    options = {"interface": interface}
+    stage.script(replace(answers.text("Half of it"), stop_reason="max_tokens"))
+    outcome = (await stage.play(stage.request(options=options))).outcome
+    assert outcome is not None
+    assert (outcome.content, outcome.stop_reason) == ("Half of it", "max_tokens")
+    stage.script(*[replace(answers.text("Half of it"), stop_reason="refusal")] * 3)
+    with pytest.raises(ProviderContentRefused):
+        await stage.play(stage.request(2, options=options))
+
+
+async def test_a_fork_of_what_another_client_has_just_written_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals = ["t already has an active writer", "projection for t is behind durable rollout"]
+    forked = {"thread": {"id": "new"}, "model": "m"}
+
+    async def request(method: str, parameters: Any) -> Any:
+        if refusals:
+            raise ProviderError(refusals.pop(0))
+        return forked
+
+    server = CodexServer(cast("Any", None))
+    monkeypatch.setattr(server, "_started", SimpleNamespace(request=request))
+    assert await server._continue("thread/resume", {"threadId": "t"}) == forked  # pyright: ignore[reportPrivateUsage]

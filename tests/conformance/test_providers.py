@@ -3,9 +3,10 @@
 from greenroom.adapters.providers.registry import KINDS
 from greenroom.testing.conformance import ProviderSuite
 
+from .heavy_rigs import HEAVY_RIGS
 from .provider_rigs import RIGS
 
-for _rig in RIGS:
+for _rig in (*RIGS, *HEAVY_RIGS):
     _name = "Test" + "".join(part.capitalize() for part in _rig.name.split("-"))
     globals()[_name] = type(_name, (ProviderSuite,), {"rig_class": _rig, "__module__": __name__})
 

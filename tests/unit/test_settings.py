@@ -163,7 +163,6 @@ def test_a_wrong_declaration_is_refused_by_the_name_of_its_field(declared: dict[
     assert field == refused.value.details["field"]
 
 
-
 def test_settings_cannot_be_changed() -> None:
     settings = load_settings(None, {})
 

@@ -125,11 +125,6 @@ class Rig(ABC):
         """Where a command has to ask before it writes."""
         return self.cwd
 
-    def back_to_echo(self) -> None:
-        """Answer with what was said, as at the beginning."""
-        assert self.server is not None
-        self.server.default = type(self.server)().default
-
     @staticmethod
     def is_alive(pid: int, pid_file: Path) -> bool:
         """Whether the command that wrote its pid there runs."""

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 from ....domain.errors import (
     CapabilityNotSupported,
@@ -16,7 +16,7 @@ from ....domain.errors import (
 from ...process_trees import processes_around
 from ..agents.process import AgentProcess
 from . import requests
-from .connection import METHOD_NOT_FOUND, AcpConnection, Params, RequestFailed
+from .connection import INVALID_PARAMS, METHOD_NOT_FOUND, AcpConnection, Params, RequestFailed
 from .errors import AUTHENTICATION_REQUIRED, error_of_answer, error_of_load
 from .login import way_to_log_in
 from .options import AcpLaunch
@@ -27,6 +27,9 @@ START_S = 60.0
 
 MAX_SESSIONS = 64
 """So many an agent is asked for before the process is replaced: few can be told to forget one."""
+
+UNHEARD = frozenset({"agent_message_chunk", "agent_thought_chunk", "tool_call"})
+"""Kinds of updates that show an agent at work; others may come late."""
 
 CANCELLED = {"outcome": {"outcome": "cancelled"}}
 
@@ -119,6 +122,15 @@ class AcpAgent:
         """The same with an error."""
         self._later(self.connection.refuse(request_id, code, message))
 
+    def end_unheard(self, session: AcpSession) -> None:
+        """Work that goes on after its run, in the background, is recorded nowhere: it is stopped, and the agent takes
+        up no more runs. It is ended at once if it has none."""
+        if not self.is_retired:
+            self._later(self.connection.notify("session/cancel", {"sessionId": session.session_id}))
+        self.is_retired = True
+        if not self.users:
+            self._later(self.process.aclose())
+
     async def aclose(self) -> None:
         """End it; nothing of it is left."""
         self.is_retired = True
@@ -144,6 +156,8 @@ class AcpAgent:
                 session.settings = session.settings.updated(update)  # pyright: ignore[reportUnknownArgumentType]
             if session.turn is not None:
                 await session.turn.heard(params)
+            elif session.has_begun and isinstance(update, dict) and update.get("sessionUpdate") in UNHEARD:  # pyright: ignore[reportUnknownMemberType]
+                self.end_unheard(session)
 
     async def asked(self, request_id: object, method: str, params: Params) -> None:
         session = self._sessions.get(str(params.get("sessionId")))
@@ -151,8 +165,13 @@ class AcpAgent:
             self.refuse_later(request_id, METHOD_NOT_FOUND, f"Method not found: {method}")
         elif session is None or session.turn is None:
             self.answer_later(request_id, CANCELLED)
+            if session is not None and session.has_begun:
+                self.end_unheard(session)
         else:
             await session.turn.permission_asked(request_id, params)
+
+    def not_understood(self, request_id: object) -> None:
+        self.refuse_later(request_id, INVALID_PARAMS, "Invalid params")
 
     # How it begins
 
@@ -216,6 +235,8 @@ class AcpAgent:
     def _beyond_protocol(self, text: str | None) -> dict[str, Any]:
         """The system prompt, and what else a session begins with that the library has no words for."""
         meta = dict(self.launch.meta)
+        if self.name.endswith(_CLAUDE):
+            meta["claudeCode"] = _with_own_settings_alone(meta.get("claudeCode"))
         params: dict[str, Any] = {}
         if text is not None:
             if self.name.endswith(_CLAUDE):
@@ -244,6 +265,12 @@ class AcpAgent:
         task = asyncio.create_task(_unless_gone(said))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _with_own_settings_alone(given: object) -> dict[str, Any]:
+    """Settings of the working directory, which the agent could write, run commands that nobody is asked about."""
+    claude: dict[str, Any] = {"options": {}, **cast("dict[str, Any]", given or {})}
+    return {**claude, "options": {"settingSources": ["user"], **cast("dict[str, Any]", claude["options"])}}
 
 
 async def _unless_gone(said: Coroutine[Any, Any, None]) -> None:

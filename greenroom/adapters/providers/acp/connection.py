@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any, Protocol, cast
 
-from ....domain.errors import GreenroomError
+from ....domain.errors import GreenroomError, ProviderError
 from ...logs import get_logger
 from ..agents.process import AgentProcess
 
 _log = get_logger(__name__)
 
 METHOD_NOT_FOUND = -32601
+INVALID_PARAMS = -32602
 
 Params = Mapping[str, Any]
 
@@ -38,6 +39,10 @@ class Listener(Protocol):
 
     async def asked(self, request_id: object, method: str, params: Params) -> None:
         """The agent waits for `AcpConnection.answer` with this id, which need not be given here."""
+        ...
+
+    def not_understood(self, request_id: object) -> None:
+        """`asked` could make nothing of the request; the agent waits for its answer nevertheless."""
         ...
 
 
@@ -112,6 +117,8 @@ class AcpConnection:
                         await self._take(cast("dict[str, Any]", message))
         except GreenroomError as exc:
             error = exc
+        except Exception as exc:  # noqa: BLE001  whoever waits for an answer must hear of it
+            error = ProviderError(f"What the agent said cannot be read ({self._process.redacted(repr(exc))}).")
         self._end(error or await self._process.ended_early())
 
     async def _take(self, message: dict[str, Any]) -> None:
@@ -125,6 +132,8 @@ class AcpConnection:
                 await self._listener.notified(method, _mapping(message.get("params")))
         except Exception as exc:  # noqa: BLE001  one message that makes no sense must not cost the others
             _log.warning("acp_message_not_taken", method=method, error=self._process.redacted(repr(exc)))
+            if isinstance(method, str) and "id" in message:
+                self._listener.not_understood(request_id)
 
     def _answered(self, request_id: object, message: dict[str, Any]) -> None:
         waiting = self._waiting.get(request_id) if isinstance(request_id, int) else None

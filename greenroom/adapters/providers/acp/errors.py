@@ -30,6 +30,9 @@ REQUEST_CANCELLED = -32800
 AUTHENTICATION_REQUIRED = -32000
 """The code with which an agent asks to be authenticated first."""
 
+RESOURCE_NOT_FOUND = -32002
+"""The code with which an agent answers for a session that it has not got."""
+
 _BY_CAUSE: Mapping[str, type[GreenroomError]] = {
     "billing_error": ProviderQuotaExceeded,
     "context_overflow_error": ProviderInvalidRequest,
@@ -60,7 +63,7 @@ _BY_NAME: Mapping[str, type[GreenroomError]] = {
 
 _BY_CODE: Mapping[int, type[GreenroomError]] = {
     AUTHENTICATION_REQUIRED: ProviderAuthenticationFailed,
-    -32002: ProviderInvalidRequest,
+    RESOURCE_NOT_FOUND: ProviderInvalidRequest,
     -32600: ProviderInvalidRequest,
     -32601: ProviderInvalidRequest,
     -32602: ProviderInvalidRequest,

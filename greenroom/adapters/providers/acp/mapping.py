@@ -11,9 +11,20 @@ from ....domain.token_usage import TokenUsage
 from ....domain.tool import ToolOutcome, ToolResult
 from ..agents.wire_mapping import error_occurred, message_received, message_streamed, usage_updated
 from ..tool_calls import tool_call_ended, tool_call_started
-from .errors import REQUEST_CANCELLED, codex_error, error_class, error_of_answer, error_of_thread, status_in
+from .errors import (
+    REQUEST_CANCELLED,
+    RESOURCE_NOT_FOUND,
+    codex_error,
+    error_class,
+    error_of_answer,
+    error_of_thread,
+    status_in,
+)
 
 _KIND_OF_CHUNK = {"agent_message_chunk": "text", "agent_thought_chunk": "thinking"}
+
+_ANSWERS = frozenset({*_KIND_OF_CHUNK, "tool_call", "tool_call_update"})
+"""Kinds of updates that an answer of the model begins with."""
 
 _NOTES_OF_CLIENT: Mapping[str, re.Pattern[str]] = {
     "@agentclientprotocol/claude-agent-acp": re.compile(r"\*\*Warning:\*\* "),
@@ -137,6 +148,8 @@ class AcpMapping:
         self.session_cost_usd = session_cost_usd
         """Cost of the session so far: what the mapping of its next prompt is to be given."""
         self._session_id = session_id
+        self._is_kept = False
+        """Whether the agent has something to go on with: the model has begun to answer, or the turn is over."""
         self._begun_with = {} if system_prompt is None else {"system_prompt": system_prompt}
         self._notes = _NOTES_OF_CLIENT.get(agent or "")
         self._cost_before_usd = session_cost_usd
@@ -166,7 +179,9 @@ class AcpMapping:
 
     @property
     def handle(self) -> dict[str, str] | None:
-        return None if self._session_id is None else {"session_id": self._session_id, **self._begun_with}
+        if self._session_id is None or not self._is_kept:
+            return None
+        return {"session_id": self._session_id, **self._begun_with}
 
     @property
     def is_over(self) -> bool:
@@ -181,11 +196,13 @@ class AcpMapping:
         if kind == "usage_update":  # one more may come after the answer
             self._count_cost(_mapping(update.get("cost")))
         take = self._by_kind.get(kind)
+        self._is_kept = self._is_kept or kind in _ANSWERS
         return list(take(update)) if take and not self.is_over else []
 
     def permission_requested(self, params: _Said) -> list[ProviderEvent]:
         """The agent asks whether a call may run. It need not have told of the call before, nor tell of it later."""
         said = _mapping(params.get("toolCall"))
+        self._is_kept = True
         return [*self._close_message(), *self._start(said, asked=True)]
 
     def call(self, tool_call_id: str) -> tuple[str, dict[str, Any]]:
@@ -208,6 +225,7 @@ class AcpMapping:
 
     def answered(self, result: _Said) -> list[ProviderEvent]:
         """session/prompt was answered. If it is not over with that, the next prompt is to be sent."""
+        self._is_kept = True
         events = [*self._close_message(), *self._close_denied()]
         usage = _usage(result)
         if usage.total_tokens:
@@ -222,6 +240,7 @@ class AcpMapping:
     def failed(self, error: _Said) -> list[ProviderEvent]:
         """session/prompt was answered with an error. Text that was still open is the error's, or was given up."""
         self._error = error
+        self._is_kept = self._is_kept or error.get("code") != RESOURCE_NOT_FOUND
         return list(self._close_denied())
 
     def outcome(self) -> ProviderOutcome:

@@ -26,6 +26,8 @@ class SessionSettings:
     mode: Choice | None
     model: Choice | None
     config_ids: frozenset[str]
+    mode_ids: frozenset[str]
+    """Those of them that choose a mode."""
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> "SessionSettings":
@@ -37,6 +39,7 @@ class SessionSettings:
             model=_config_choice(options, "model")
             or _own_choice(answer.get("models"), "availableModels", "modelId", "currentModelId"),
             config_ids=frozenset(options),
+            mode_ids=frozenset(one for one, option in options.items() if "mode" in (one, option.get("category"))),
         )
 
     def updated(self, update: Mapping[str, Any]) -> "SessionSettings":
@@ -65,6 +68,13 @@ def mode_id(
     """
     wanted = PermissionMode.DEFAULT if mode is PermissionMode.FULL_AUTO else mode
     known: ModeNames = modes_of_agent(agent)
+    skips = PermissionMode.DANGEROUSLY_SKIP_PERMISSIONS
+    if wanted is not skips and given.get(wanted) in known.get(skips, ()):
+        raise CapabilityNotSupported(
+            f"modes.{wanted.value}: with {given[wanted]!r} the agent {agent!r} asks for nothing; run with"
+            f" permission_mode={skips.value!r} if that is meant.",
+            details={"field": f"modes.{wanted.value}"},
+        )
     names = (given[wanted],) if wanted in given else tuple(known.get(wanted, ()))
     offered = choice.offered if choice else frozenset[str]()
     found = next((name for name in names if name in offered), None)

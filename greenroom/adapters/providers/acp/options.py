@@ -5,27 +5,40 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from ....domain.errors import ProviderInvalidRequest, ValidationError
+from ....domain.errors import CapabilityNotSupported, ProviderInvalidRequest, ValidationError
 from ....domain.permission_mode import PermissionMode
 from ....domain.provider import ProviderRequest
 from ...session_homes import made_home
 from ..agents.options import AgentOptions, AgentSurroundings, parse_agent_options, require_module, surroundings
 from ..agents.prompt import system_prompt_of
 from ..agents.wire_mapping import conversation_is_gone
-from .presets import PRESETS, AcpPreset
+from .presets import PRESETS, AcpPreset, preset_of_agent
 
 KIND = "acp"
 
 _CANNOT = ("extra", "max_turns", "tools")
 """The protocol has nothing for them; `meta` may, with some agents."""
 
+_FREER = frozenset(
+    {"agents", "allowDangerouslySkipPermissions", "allowedTools", "extraArgs", "hooks", "managedSettings"}
+    | {"permissionMode", "permissionPromptToolName", "plugins", "sandbox", "settingSources", "settings"}
+)
+"""Options of Claude's SDK that allow tools, run commands, or say where that is to be read."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcpOptions(AgentOptions):
     """`command` starts any agent that speaks the protocol on its stdin and stdout; `preset` knows the command of one,
-    and what else it needs. With both, `command` is started in the preset's way."""
+    and what else it needs. With both, `command` is started in the preset's way.
+
+    Claude and OpenCode are told to leave the settings of the working directory alone, which they could write and which
+    run commands. Codex and Gemini cannot be told: where they find some, a run in plan mode or with policies on tools is
+    refused, and in other runs they count. An agent that is not known may read what it likes. Claude's and Gemini's own
+    homes count always. What `mcp_servers` has for claude-agent-acp, that puts on the command line of Claude, where
+    other users of the machine see it.
+    """
 
     preset: Literal["claude-agent-acp", "codex-acp", "gemini", "opencode"] | None = None
     modes: dict[PermissionMode, str] = field(default_factory=dict[PermissionMode, str])
@@ -57,6 +70,7 @@ def check_acp_options(options: Mapping[str, Any], *, field: str) -> AcpOptions:
             f"{field}.modes.full_auto has no name of its own: it is the default mode, with all questions answered.",
             details={"field": f"{field}.modes.full_auto"},
         )
+    _check_meta(parsed.meta, f"{field}.meta")
     for name in parsed.mcp_servers:
         _check_mcp_server(parsed.mcp_servers[name], f"{field}.mcp_servers.{name}")
     return parsed
@@ -147,9 +161,9 @@ def _furnished(where: AgentSurroundings, preset: AcpPreset) -> AgentSurroundings
 
 
 def _command(options: AcpOptions, preset: AcpPreset | None, where: AgentSurroundings) -> tuple[str, ...]:
-    given = options.command
+    given = options.command_line()
     if given is not None:
-        return (given, *preset.command[1:]) if isinstance(given, str) and preset else _as_tuple(given)
+        return (*given, *preset.command[1:]) if preset and len(given) == 1 else given
     assert preset is not None, "one of them is there"
     program = shutil.which(preset.command[0], path=where.environment.get("PATH"))
     if program is None:
@@ -161,8 +175,41 @@ def _command(options: AcpOptions, preset: AcpPreset | None, where: AgentSurround
     return (program, *preset.command[1:])
 
 
-def _as_tuple(command: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (command,) if isinstance(command, str) else command
+def _check_meta(meta: Mapping[str, Any], where: str) -> None:
+    """ValidationError for what would let Claude do more than the permission mode and the policies do."""
+    given: Any = meta
+    for name in ("claudeCode", "options"):
+        given = cast("Any", given).get(name) if isinstance(given, Mapping) else None
+    if given is not None and not isinstance(given, Mapping):
+        raise ValidationError(f"{where}.claudeCode.options must be a mapping.", details={"field": where})
+    for name in _FREER.intersection(cast("Mapping[str, Any]", given or {})):
+        at_fault = f"{where}.claudeCode.options.{name}"
+        raise ValidationError(
+            f"{at_fault} could allow more than the permission mode and the policies of the run; use those instead.",
+            details={"field": at_fault},
+        )
+
+
+def refuse_workspace_settings(request: ProviderRequest, agent_name: str, where: AgentSurroundings) -> None:
+    """CapabilityNotSupported where the agent must not do everything, and reads settings that it could write itself."""
+    preset = preset_of_agent(agent_name)
+    is_restricted = request.permission_mode is PermissionMode.PLAN or any(one.tool_rules for one in request.policies)
+    if preset is None or not is_restricted:
+        return
+    for path in (folder / name for folder in _workspace(Path(where.cwd)) for name in preset.workspace):
+        if path.exists() and not path.is_relative_to(where.home):
+            raise CapabilityNotSupported(
+                f"{str(path)!r} counts for {agent_name!r}, which could write it itself to get around the policies of"
+                " the run. Remove it, or put it into the home of the agent.",
+                details={"field": "cwd"},
+            )
+
+
+def _workspace(cwd: Path) -> tuple[Path, ...]:
+    """The folders whose settings count: up to the root of the repository, if it is one."""
+    above = (cwd, *cwd.parents)
+    root = next((number for number, folder in enumerate(above) if (folder / ".git").exists()), 0)
+    return above[: root + 1]
 
 
 def _check_mcp_server(server: Mapping[str, Any], where: str) -> None:

@@ -25,6 +25,8 @@ class AcpPreset:
     """Under the home, written where there is none."""
     key_methods: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     """Ids of its ways to authenticate that need no person, and the variables one of which has to be set."""
+    workspace: tuple[str, ...] = ()
+    """Settings that it reads where it works, and cannot be told to leave alone: they run commands or loosen rules."""
     modes: ModeNames
 
 
@@ -76,6 +78,7 @@ PRESETS: Mapping[str, AcpPreset] = {
                 "check_for_update_on_startup = false\n[features]\nplugins = false\n[analytics]\nenabled = false\n"
             )
         },  # nothing but what the run is for leaves the machine
+        workspace=(".codex/config.toml", ".codex/hooks.json", ".codex/rules"),
         key_methods={"api-key": _CODEX_KEYS, "codex-api-key": _CODEX_KEYS[:1], "openai-api-key": _CODEX_KEYS[1:]},
         modes={  # its own default, `agent`, has another model answer the questions
             PermissionMode.DEFAULT: ("read-only",),
@@ -108,6 +111,7 @@ PRESETS: Mapping[str, AcpPreset] = {
                 }
             )
         },
+        workspace=(".gemini/settings.json", ".gemini/policies", ".gemini/extensions"),
         key_methods={"gemini-api-key": ("GEMINI_API_KEY",)},
         modes={
             PermissionMode.DEFAULT: ("default",),
@@ -131,6 +135,7 @@ PRESETS: Mapping[str, AcpPreset] = {
         ),
         environment={
             "OPENCODE_DISABLE_AUTOUPDATE": "1",
+            "OPENCODE_DISABLE_PROJECT_CONFIG": "1",  # the agent could write it, and it starts commands
             "OPENCODE_PERMISSION": json.dumps({"bash": "ask", "edit": "ask", "webfetch": "ask"}),
         },  # without the permissions it asks for nothing
         modes={PermissionMode.DEFAULT: ("build",), PermissionMode.PLAN: ("plan",)},

@@ -8,7 +8,7 @@ from ....domain.errors import GreenroomError
 from ....domain.provider import Capability, CapabilityType, ProviderRequest
 from ..agents.provider import AgentProvider
 from ..agents.turn import AgentTurn
-from .options import AcpConversation, AcpLaunch, AcpOptions, check_acp_options
+from .options import AcpConversation, AcpLaunch, AcpOptions, check_acp_options, refuse_workspace_settings
 
 if TYPE_CHECKING:
     from .agent import AcpAgent, AcpSession
@@ -21,7 +21,8 @@ class AcpProvider(AgentProvider):
 
     Runs of one session that are under way at once share the process. Where they go on with the same conversation the
     later one waits, since the protocol has one prompt a conversation. An agent that does not stop a turn when it is
-    told to is ended, and takes the other runs that it has with it (provider_unavailable).
+    told to is ended, and takes the other runs that it has with it (provider_unavailable). So is one that works on in
+    the background after its run, as soon as it says so and has no other run: nobody would record that.
     """
 
     CAPABILITIES = (
@@ -56,6 +57,7 @@ class AcpProvider(AgentProvider):
         agent: AcpAgent | None = None
         try:
             agent = await self._fit_agent(launch)
+            refuse_workspace_settings(request, agent.name, launch.where)
             session = await self._session(agent, conversation, title=request.session_id)
             await session.prepare(request.permission_mode, request.model or options.model, options)
             if agent.users == 1:

@@ -1,6 +1,7 @@
 """Recordings of agents that speak the Agent Client Protocol: JSON-RPC lines both ways."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..agents.replayed_attempt import Attempt, Line
@@ -8,7 +9,8 @@ from .mapping import AcpMapping
 
 
 def replay(lines: Sequence[Line]) -> list[Attempt]:
-    """One attempt for each prompt. Updates before the first one are of no attempt: history, or news of the session."""
+    """One attempt for each prompt, of all sessions in the order of the prompts: which of them were steered into the run
+    of another cannot be told. Updates before the first one of a session are of no attempt: history, or news."""
     recording = _Recording()
     for direction, line in lines:
         if direction == "in":
@@ -18,51 +20,68 @@ def replay(lines: Sequence[Line]) -> list[Attempt]:
     return recording.attempts or [Attempt(AcpMapping())]
 
 
+@dataclass
+class _Prompt:
+    """One that was sent, and what it gave."""
+
+    mapping: AcpMapping
+    attempt: Attempt
+    is_cancelled: bool = False
+
+
 class _Recording:
     """What the adapter would keep of the connection."""
 
     def __init__(self) -> None:
         self.attempts: list[Attempt] = []
-        self._mappings: dict[Any, AcpMapping] = {}
+        self._prompts: dict[Any, _Prompt] = {}
         """By the id of the prompt."""
-        self._mapping = AcpMapping()
+        self._sessions: dict[str, _Prompt] = {}
+        """The last one of each session."""
         self._agent: str | None = None
         self._asked: dict[Any, Mapping[str, Any]] = {}
-        self._is_cancelled = False
 
     def sent(self, line: Mapping[str, Any]) -> None:
+        params: Mapping[str, Any] = line.get("params") or {}
         if line.get("method") == "session/prompt":
-            self._mapping = AcpMapping(
-                line["params"]["sessionId"], agent=self._agent, session_cost_usd=self._mapping.session_cost_usd
-            )
-            self._mappings[line["id"]] = self._mapping
-            self._is_cancelled = False
-            self.attempts.append(Attempt(self._mapping))
+            self._begin(line["id"], params["sessionId"])
         elif line.get("method") == "session/cancel":
-            self._is_cancelled = True
-            self._mapping.asked_to_cancel()
-        elif line.get("id") in self._asked and not self._is_cancelled:
-            params = self._asked[line["id"]]
-            if not _allows(params, line["result"]["outcome"]):
-                self._mapping.deny(params["toolCall"]["toolCallId"])
+            if (prompt := self._sessions.get(params["sessionId"])) is not None:
+                prompt.is_cancelled = True
+                prompt.mapping.asked_to_cancel()
+        elif line.get("id") in self._asked:
+            asked = self._asked[line["id"]]
+            prompt = self._sessions[asked["sessionId"]]
+            result: Mapping[str, Any] = line.get("result") or {}
+            if not prompt.is_cancelled and not _allows(asked, result.get("outcome") or {}):
+                prompt.mapping.deny(asked["toolCall"]["toolCallId"])
 
     def received(self, line: Mapping[str, Any]) -> None:
         if "method" not in line:
             self._answered(line)
-        elif self.attempts and line["method"] == "session/update":
-            self.attempts[-1].events += self._mapping.take(line["params"])
-        elif self.attempts and line["method"] == "session/request_permission":
-            self._asked[line["id"]] = line["params"]
-            self.attempts[-1].events += self._mapping.permission_requested(line["params"])
+            return
+        params: Mapping[str, Any] = line.get("params") or {}
+        prompt = self._sessions.get(params.get("sessionId", ""))
+        if prompt is not None and line["method"] == "session/update":
+            prompt.attempt.events += prompt.mapping.take(params)
+        elif prompt is not None and line["method"] == "session/request_permission":
+            self._asked[line["id"]] = params
+            prompt.attempt.events += prompt.mapping.permission_requested(params)
+
+    def _begin(self, number: object, session_id: str) -> None:
+        before = self._sessions.get(session_id)
+        cost_usd = 0.0 if before is None else before.mapping.session_cost_usd
+        mapping = AcpMapping(session_id, agent=self._agent, session_cost_usd=cost_usd)
+        prompt = self._prompts[number] = self._sessions[session_id] = _Prompt(mapping, Attempt(mapping))
+        self.attempts.append(prompt.attempt)
 
     def _answered(self, line: Mapping[str, Any]) -> None:
         result: Mapping[str, Any] = line.get("result") or {}
         if "agentInfo" in result:
             self._agent = result["agentInfo"]["name"]
-        if line["id"] in self._mappings:
-            mapping = self._mappings[line["id"]]
-            events = mapping.failed(line["error"]) if "error" in line else mapping.answered(result)
-            self.attempts[-1].events += events
+        if (prompt := self._prompts.get(line["id"])) is not None:
+            mapping = prompt.mapping
+            prompt.attempt.events += mapping.failed(line["error"]) if "error" in line else mapping.answered(result)
 
 
 def _allows(params: Mapping[str, Any], outcome: Mapping[str, Any]) -> bool:

@@ -36,6 +36,8 @@ class AcpSession:
         self.cost_usd = cost_usd
         """What it has cost so far; None: nobody knows."""
         self.turn: Hearer | None = None
+        self.has_begun = False
+        """Whether there was a turn."""
         self._initial_mode = self.settings.mode.current if self.settings.mode else None
 
     async def prepare(self, mode: PermissionMode, model: str | None, options: AcpOptions) -> None:
@@ -47,7 +49,14 @@ class AcpSession:
                     f" {', '.join(sorted(self.settings.config_ids)) or 'none'}.",
                     details={"field": f"config_options.{config_id}"},
                 )
+            if config_id in self.settings.mode_ids:
+                raise CapabilityNotSupported(
+                    f"config_options.{config_id}: it chooses the mode; use the permission_mode of the run for it.",
+                    details={"field": f"config_options.{config_id}"},
+                )
             await self._set_option(config_id, value)
+        if options.config_options:
+            self.settings = self.settings.with_mode(None)  # which they may have changed
         if model is not None:
             await self._set_model(model)
         await self._set_mode(mode, options)

@@ -15,7 +15,7 @@ from ....domain.tool_policy import Permission, tool_verdict
 from ...logs import get_logger
 from ..agents.turn import AgentTurn, Said
 from . import requests
-from .agent import CANCELLED, AcpAgent
+from .agent import CANCELLED, UNHEARD, AcpAgent
 from .connection import Params, RequestFailed
 from .errors import REQUEST_CANCELLED
 from .mapping import AcpMapping
@@ -75,7 +75,7 @@ class AcpTurn(AgentTurn):
 
     def begin(self, prompt: str) -> None:
         """Send the prompt; what goes wrong is heard as the end of the wire."""
-        self.session.turn = self
+        self.session.turn, self.session.has_begun = self, True
         self._prompts.put_nowait(prompt)
         self._run_task(self._run())
 
@@ -118,7 +118,12 @@ class AcpTurn(AgentTurn):
     # What the agent says
 
     async def heard(self, params: Params) -> None:
-        await self.hear(partial(self._taken, partial(self.mapping.take, params)))
+        await self.hear(partial(self._taken, partial(self._take, params)))
+
+    def _take(self, params: Params) -> list[ProviderEvent]:
+        if self.mapping.is_over and params["update"]["sessionUpdate"] in UNHEARD:
+            self.agent.end_unheard(self.session)
+        return self.mapping.take(params)
 
     async def permission_asked(self, request_id: object, params: Params) -> None:
         if self._is_stopping:
@@ -160,7 +165,17 @@ class AcpTurn(AgentTurn):
             said = partial(self.mapping.failed, exc.error)
         if self.request.policies:
             await self._judged()
-        await self.hear(partial(self._taken, said))
+        await self.hear(partial(self._taken, partial(self._ended, said)))
+
+    def _ended(self, said: Said) -> list[ProviderEvent]:
+        """An answer that makes no sense ends the run: there will be no other."""
+        try:
+            return list(said())
+        except Exception as exc:  # noqa: BLE001  or else the run would wait for ever
+            text = self.agent.process.redacted(repr(exc))
+            error = ProviderError(f"The agent's answer to the prompt cannot be read: {text}")
+            self._run_task(self.wire_is_over(error))
+            return []
 
     def _answered(self, result: Params) -> list[ProviderEvent]:
         events = self.mapping.answered(result)

@@ -1,13 +1,11 @@
 """One `amp` process: it takes the prompt of a run, and further messages while it works, and ends."""
 
 import asyncio
-import shutil
 import signal
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 from ....domain.errors import CapabilityNotSupported, GreenroomError, ProviderError, ProviderUnavailable
@@ -16,6 +14,7 @@ from ....domain.tool import ToolApproval
 from ....domain.tool_policy import Permission, tool_verdict
 from ..agents.process import AgentProcess
 from ..agents.turn import AgentTurn
+from .folder import RunFolder
 from .mapping import AmpMapping, ToolCall, tool_calls
 from .options import AmpLaunch
 from .rules import rejects
@@ -43,7 +42,8 @@ class AmpTurn(AgentTurn):
         """Nothing of it is left."""
         self._launch = launch
         self._released = released
-        self._folder: Path | None = None
+        self._folder: RunFolder | None = None
+        self._is_stopped = False
         self._started: AgentProcess | None = None
         self._reader: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -53,14 +53,14 @@ class AmpTurn(AgentTurn):
     @property
     def thread_id(self) -> str | None:
         """The conversation; None until a new one has said its name."""
-        return (self.mapping.handle or {}).get("thread_id") or self._launch.thread_id
+        return self.mapping.thread_id or self._launch.thread_id
 
     async def start(self, prompt: str) -> None:
         """Start the client. ProviderUnavailable, ProviderInvalidRequest when that cannot be done."""
         launch = self._launch
         try:
             self._folder = launch.write_files()
-            command = launch.command(self._folder)
+            command = launch.command(self._folder.path)
             self._started = await AgentProcess.start(command, launch.surroundings(), record=launch.options.record)
         except BaseException:
             self._leave()
@@ -78,12 +78,13 @@ class AmpTurn(AgentTurn):
         return False
 
     async def stop(self) -> None:
+        self._is_stopped = True
         self.mapping.asked_to_stop()
         self._process.send_signal(signal.SIGTERM)
 
     async def release(self) -> None:
         try:
-            if self.mapping.is_over and self._reader is not None:
+            if self.mapping.is_over and self._reader is not None and not self._is_stopped:  # else it had its time
                 self._end_input()
                 await asyncio.wait((self._reader,), timeout=_LEAVES_S)
         finally:
@@ -102,7 +103,7 @@ class AmpTurn(AgentTurn):
 
     def _leave(self) -> None:
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
         self._released(self)
         self.over.set()
 

@@ -53,6 +53,11 @@ def error_of_result(result: Mapping[str, Any]) -> GreenroomError:
     return _error(text, text, {"subtype": result.get("subtype")}, otherwise=ProviderError)
 
 
+def is_gone(result: Mapping[str, Any]) -> bool:
+    """Whether a `result` says that there is no such thread."""
+    return bool(result.get("is_error")) and _UNKNOWN_THREAD.search(str(result.get("error"))) is not None
+
+
 def error_of_exit(exit_status: int, stderr_text: str) -> GreenroomError:
     """The error of a process that ended without a result, which it explains on stderr alone or not at all."""
     details = {"exit_status": exit_status}

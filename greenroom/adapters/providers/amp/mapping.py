@@ -11,7 +11,7 @@ from ....domain.token_usage import TokenUsage
 from ....domain.tool import ToolOutcome, ToolResult
 from ..agents.wire_mapping import anthropic_usage, message_received, usage_updated
 from ..tool_calls import tool_call_ended, tool_call_started
-from .errors import error_of_exit, error_of_result
+from .errors import error_of_exit, error_of_result, is_gone
 
 _REJECTED = "rejected by permission rules"
 """What the result of a call says that a permission rule forbade; `permission_denials` comes too late and has no ids."""
@@ -48,6 +48,8 @@ class AmpMapping:
 
     def __init__(self) -> None:
         self._thread_id: str | None = None
+        self._is_kept = False
+        """Whether there is a thread to go on with: the model has begun to answer, or the turn is over."""
         self._model: str | None = None
         self._spent = TokenUsage()
         self._text = ""
@@ -67,7 +69,12 @@ class AmpMapping:
 
     @property
     def handle(self) -> dict[str, str] | None:
-        return None if self._thread_id is None else {"thread_id": self._thread_id}
+        return {"thread_id": self._thread_id} if self._thread_id is not None and self._is_kept else None
+
+    @property
+    def thread_id(self) -> str | None:
+        """The conversation, as soon as it has a name; `handle` tells of it when there is something in it."""
+        return self._thread_id
 
     @property
     def is_over(self) -> bool:
@@ -119,6 +126,7 @@ class AmpMapping:
         )
 
     def _assistant(self, line: _Line) -> Iterator[ProviderEvent]:
+        self._is_kept = True
         message, parent = line["message"], line.get("parent_tool_use_id")
         for block in message["content"]:
             if block["type"] == "tool_use":
@@ -160,6 +168,7 @@ class AmpMapping:
 
     def _ended(self, line: _Line) -> Iterator[ProviderEvent]:
         self._result = line
+        self._is_kept = self._is_kept or not is_gone(line)
         usage = line.get("usage")
         if usage and self._spent == TokenUsage():
             yield self._count(usage)

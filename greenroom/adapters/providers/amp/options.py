@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from ....domain.provider import ProviderRequest
 from ..agents.extra import check_extra
 from ..agents.options import AgentOptions, AgentSurroundings, parse_agent_options, require_module, surroundings
 from ..agents.prompt import system_prompt_of
+from .folder import RunFolder
 from .rules import Rule, is_restricted, permission_rules
 
 if TYPE_CHECKING:
@@ -111,12 +111,13 @@ class AmpLaunch:
             thread_id=(request.conversation or {}).get("thread_id"),
         )
 
-    def write_files(self) -> Path:
+    def write_files(self) -> RunFolder:
         """A new folder in the home with the settings and the MCP servers, which may hold secrets: for this user."""
-        folder = Path(tempfile.mkdtemp(prefix="greenroom-amp-", dir=self.where.home))
-        _write(folder / "settings.json", self.settings)
+        folder = RunFolder.make(self.where.home)
+        _write(folder.path / "settings.json", self.settings)
         if self.options.mcp_servers:
-            _write(folder / "mcp.json", {name: _mcp_server(one) for name, one in self.options.mcp_servers.items()})
+            servers = {name: _mcp_server(one) for name, one in self.options.mcp_servers.items()}
+            _write(folder.path / "mcp.json", servers)
         return folder
 
     def command(self, folder: Path) -> list[str]:
@@ -209,13 +210,14 @@ def _base_settings(extra: "SdkOptions", where: AgentSurroundings) -> dict[str, A
 
 def _program(options: AmpOptions, where: AgentSurroundings) -> list[str]:
     """The program and what comes before its arguments. The SDK's own search starts node where it finds nothing else."""
-    if isinstance(options.command, tuple):
-        return list(options.command)
-    named = options.command or where.environment.get("AMP_CLI_PATH") or os.environ.get("AMP_CLI_PATH")
+    given = options.command_line() or ()
+    if len(given) > 1:
+        return list(given)
+    named = (given[0] if given else None) or where.environment.get("AMP_CLI_PATH") or os.environ.get("AMP_CLI_PATH")
     program = named or _installed(where.environment.get("PATH"))
     if program is None:
         raise ProviderInvalidRequest(
-            "The program `amp` was not found. Install it as https://ampcode.com/install.sh does, or name it with the"
+            "The program `amp` was not found. Install it (npm install -g @ampcode/cli), or name it with the"
             " provider option 'command' or AMP_CLI_PATH.",
             details={"field": "command"},
         )

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from ....domain.errors import GreenroomError
 from ..agents.process import AgentProcess
-from .errors import error_of_end, error_of_text
+from .errors import error_of_end, error_of_text, unreadable
 
 Message = Mapping[str, Any]
 
@@ -85,6 +85,8 @@ class CodexConnection:
                         await self._take(cast("dict[str, Any]", line))
         except GreenroomError as exc:
             error = exc
+        except Exception as exc:  # noqa: BLE001  whoever waits for a turn or an answer must hear of it
+            error = unreadable(exc, self.process.redacted)
         self._end = error or error_of_end(await self.process.stderr_text())
         for answer in self._waiting.values():
             if not answer.done():

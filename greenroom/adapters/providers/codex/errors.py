@@ -5,7 +5,7 @@ The app-server names most errors; `codex exec` gives nothing but the text that a
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from ....domain.errors import (
@@ -48,6 +48,7 @@ _BY_NAME: Mapping[str, type[GreenroomError]] = {
 
 _BY_TEXT: Mapping[str, type[GreenroomError]] = {
     "no rollout found": ProviderInvalidRequest,
+    "reason: content_filter": ProviderContentRefused,
     "failed to load configuration": ProviderInvalidRequest,
     "Error loading config.toml": ProviderInvalidRequest,
     "ran out of room in the model's context window": ProviderInvalidRequest,
@@ -63,6 +64,8 @@ _BY_TEXT: Mapping[str, type[GreenroomError]] = {
 }
 """Part of a text -> class; the first that fits counts."""
 
+_OUT_OF_TOKENS = "Incomplete response returned, reason: max_output_tokens"
+
 _STATUS = re.compile(r"(?:unexpected|last) status:? (\d{3})\b")
 _RETRY_AFTER = re.compile(r"try again in (\d+(?:\.\d+)?) ?(ms|s)\b")
 _UNKNOWN_THREAD = "no rollout found"
@@ -77,6 +80,16 @@ _STATEMENT = "Error: "
 """So begins what Codex says on stderr when it gives up. All else there is a notice or a log."""
 
 _MOST_TEXT = 2_000
+
+
+def unreadable(exc: Exception, redacted: Callable[[str], str]) -> ProviderError:
+    """The error for something that Codex said in a way that nobody here expected."""
+    return ProviderError(f"What Codex said cannot be read ({redacted(f'{type(exc).__name__}: {exc}')}).")
+
+
+def ran_out_of_tokens(message: str | None) -> bool:
+    """Whether the model stopped only because its answer had become too long."""
+    return _OUT_OF_TOKENS in (message or "")
 
 
 def error_of_text(message: str) -> GreenroomError:

@@ -6,7 +6,7 @@ from typing import Any
 from ....domain.errors import ProviderUnavailable
 from ....domain.provider import ProviderEvent, ProviderOutcome
 from ..agents.wire_mapping import error_occurred, message_received
-from .errors import error_of_exit, error_of_text
+from .errors import error_of_exit, error_of_text, ran_out_of_tokens
 from .mapping import CodexToolCalls, CodexUsage, codex_usage
 
 _RETRYING = "Reconnecting..."
@@ -45,6 +45,8 @@ class CodexExecMapping:
         self._exit: tuple[int, str] | None = None
         self._error: str | None = None
         self._is_over = False
+        self._is_kept = False
+        """Whether Codex has the conversation in a file for sure: the model has begun to answer, or the turn is over."""
         self._text = ""
         self._calls = CodexToolCalls()
         self._by_type: dict[str, Callable[[_Line], Iterator[ProviderEvent]]] = {
@@ -59,7 +61,7 @@ class CodexExecMapping:
 
     @property
     def handle(self) -> dict[str, str] | None:
-        if self._thread_id is None:
+        if self._thread_id is None or not self._is_kept:
             return None
         handle = self._usage.handle(self._thread_id)
         return handle if self._instructions is None else {**handle, "instructions": self._instructions}
@@ -77,8 +79,9 @@ class CodexExecMapping:
         self._exit = (exit_status, stderr_text)
 
     def outcome(self) -> ProviderOutcome:
-        if self._completed:
-            return ProviderOutcome(content=self._text, stop_reason="end_turn", token_usage=self._usage.spent)
+        if self._completed or ran_out_of_tokens(self._error):
+            reason = "end_turn" if self._completed else "max_tokens"
+            return ProviderOutcome(content=self._text, stop_reason=reason, token_usage=self._usage.spent)
         if self._error is not None:
             raise error_of_text(self._error)
         if self._exit is not None:
@@ -94,6 +97,7 @@ class CodexExecMapping:
         yield from ()
 
     def _item_completed(self, line: _Line) -> Iterator[ProviderEvent]:
+        self._is_kept = True
         item = line["item"]
         kind = _KINDS.get(item.get("type"))
         if kind is None:
@@ -112,14 +116,14 @@ class CodexExecMapping:
             self._error = message
 
     def _turn_completed(self, line: _Line) -> Iterator[ProviderEvent]:
-        self._is_over = self._completed = True
+        self._is_over = self._completed = self._is_kept = True
         given: _Line = line.get("usage") or {}
         keys = ("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_input_tokens")
         total = codex_usage(*(given.get(key) or 0 for key in keys))
         yield from self._usage.count(total, total)
 
     def _turn_failed(self, line: _Line) -> Iterator[ProviderEvent]:
-        self._is_over = True
+        self._is_over = self._is_kept = True
         error: _Line = line.get("error") or {}
         self._error = str(error.get("message") or self._error)
         yield from ()

@@ -74,7 +74,7 @@ class CodexGate:
                 asked: Mapping[str, Any] = json.loads(await reader.read())
                 writer.write(json.dumps({"refusal": await self._ask(asked)}).encode())
                 await writer.drain()
-        except (ValueError, OSError):
+        except (AttributeError, KeyError, TypeError, ValueError, OSError):
             pass  # the hook refuses what it gets no answer for
         except asyncio.CancelledError:
             pass  # by aclose: the hook sees the end of the stream

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from ....domain.errors import Cancelled, GreenroomError, ProviderUnavailable
+from ....domain.event import EventType
 from ....domain.provider import ProviderEvent, ProviderOutcome
 from ....domain.token_usage import TokenUsage
 from ....domain.tool import ToolOutcome, ToolResult
 from ..agents.wire_mapping import error_occurred, message_received, message_streamed, usage_updated
 from ..tool_calls import tool_call_ended, tool_call_started
-from .errors import error_of_turn
+from .errors import error_of_turn, ran_out_of_tokens
 
 _ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "command_execution": ("command", "cwd"),
@@ -30,6 +31,9 @@ _UNSEEN = "Codex gave this call up before it was made, and does not say why."
 
 _SANDBOXED = "command_execution"
 """Of a command that fails at its sandbox there is no item; of all others there is."""
+
+_ANSWERS = frozenset({EventType.MESSAGE_STREAMED, EventType.MESSAGE_RECEIVED, EventType.TOOL_CALL_STARTED})
+"""What an answer of the model begins with."""
 
 _CAPITAL = re.compile(r"(?<!^)([A-Z])")
 
@@ -174,6 +178,8 @@ class CodexMapping:
         self._turn_id: str | None = None
         self._turn: _Message | None = None
         self._error: GreenroomError | None = None
+        self._is_kept = False
+        """Whether Codex has the conversation in a file for sure: the model has begun to answer, or the turn is over."""
         self._text = ""
         self._calls = CodexToolCalls()
         self._by_method: dict[str, Callable[[_Message], Iterator[ProviderEvent]]] = {
@@ -191,6 +197,8 @@ class CodexMapping:
 
     @property
     def handle(self) -> dict[str, str] | None:
+        if not self._is_kept:
+            return None
         handle = self._usage.handle(self._thread_id)
         return handle if self._instructions is None else {**handle, "instructions": self._instructions}
 
@@ -204,6 +212,7 @@ class CodexMapping:
 
     def begin_call(self, item_id: str, name: str, arguments: dict[str, Any]) -> list[ProviderEvent]:
         """Codex asks whether a call may be made, mostly before it tells of it."""
+        self._is_kept = True
         return list(self._calls.begin(item_id, name, arguments))
 
     def begun_call(self, item_id: str) -> tuple[str, dict[str, Any]]:
@@ -235,7 +244,11 @@ class CodexMapping:
             return []
         turn: _Message = params.get("turn") or {"id": params.get("turnId")}
         take = self._by_method.get(method)
-        return list(take(params)) if take and turn["id"] == self._turn_id else []
+        if take is None or turn["id"] != self._turn_id:
+            return []
+        events = list(take(params))
+        self._is_kept = self._is_kept or self.is_over or any(event.type in _ANSWERS for event in events)
+        return events
 
     def deny(self, item_id: str) -> None:
         """The approval that was asked for this item was declined."""
@@ -245,11 +258,17 @@ class CodexMapping:
         status = None if self._turn is None else self._turn.get("status")
         if status == "interrupted":
             raise Cancelled("Codex ended its turn because it was interrupted, or a call was denied for good.")
-        if status != "completed":
+        if not self._has_completed:
             raise self._error or ProviderUnavailable("Codex did not end its turn. Try again later.")
-        return ProviderOutcome(
-            content=self._text, stop_reason="end_turn", token_usage=self._usage.spent, model=self._model
-        )
+        reason = "end_turn" if status == "completed" else "max_tokens"
+        return ProviderOutcome(content=self._text, stop_reason=reason, token_usage=self._usage.spent, model=self._model)
+
+    @property
+    def _has_completed(self) -> bool:
+        """Also with an answer that became too long, which Codex ends as if the turn had failed."""
+        turn = self._turn or {}
+        ran_out = turn.get("status") == "failed" and self._error is not None and ran_out_of_tokens(self._error.message)
+        return ran_out or turn.get("status") == "completed"
 
     def _before_the_turn(self, method: str, params: _Message) -> None:
         if method == "turn/started":
@@ -290,7 +309,7 @@ class CodexMapping:
         if turn.get("status") == "failed":
             error = turn.get("error")
             self._error = error_of_turn(error) if error else self._error or error_of_turn({})
-        if turn.get("status") == "completed":
+        if self._has_completed:
             yield from self._calls.finish_unseen()
 
 

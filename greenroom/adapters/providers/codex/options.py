@@ -43,6 +43,9 @@ _OWN_CONFIG = (
     "mcp_servers",
     "model",
     "permissions",
+    "profile",
+    "profiles",
+    "projects",
     "sandbox_mode",
 )
 """The same of Codex's configuration, with all that is under these keys."""
@@ -69,6 +72,9 @@ _OPENAI: Mapping[str, Any] = {
 }
 """OpenAI's API behind another address. With `openai_base_url` Codex would first try a websocket there, for 12 s."""
 
+_GIVEN = frozenset({"bearer_token", "env", "experimental_bearer_token", "headers", "http_headers"})
+"""Keys of an MCP server or a model provider under which secrets are."""
+
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 MODES: Mapping[PermissionMode, tuple[str, str]] = {
@@ -87,7 +93,12 @@ sandbox, also what need not."""
 class CodexOptions(AgentOptions):
     """`command` is the `codex` program; None: the one that comes with the SDK.
 
-    `extra` has fields of ThreadStartParams; in its `config` may be all that config.toml may have.
+    `extra` has fields of ThreadStartParams; in its `config` may be all that config.toml may have. What widens the
+    sandbox there (`sandbox_workspace_write`) or what commands see of the environment (`shell_environment_policy`) is
+    taken as it is said.
+
+    Of the working directory Codex reads no `.codex` (settings, MCP servers, rules), whoever trusts the project: the
+    agent could write it. What the home says counts, so a home must be no part of where the agent may write.
     """
 
     interface: Literal["app-server", "exec"] = "app-server"
@@ -152,6 +163,14 @@ def config_arguments(config: Mapping[str, Any]) -> list[str]:
     return [part for key, value in config.items() for part in ("--config", f"{key}={as_toml(value)}")]
 
 
+def exposed(key: str, value: object) -> str | None:
+    """Where a setting says in so many words what an MCP server or an API is to be given; None if nowhere."""
+    if key.rpartition(".")[2] in _GIVEN or _GIVEN & set(key.split(".")[2:]):
+        return key if value else None
+    table: Mapping[str, Any] = cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
+    return next((found for name, one in table.items() if (found := exposed(f"{key}.{name}", one))), None)
+
+
 @dataclass(frozen=True, slots=True)
 class CodexLaunch:
     """What a client is started with. Equal ones may share a client."""
@@ -191,6 +210,13 @@ class CodexLaunch:
             has_provider=_has_provider(options, codex_home),
             confined=request.permission_mode is not PermissionMode.DANGEROUSLY_SKIP_PERMISSIONS,
         )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What holds for every thread. Unless it is told otherwise, Codex trusts the folder of a thread that may write
+        there, and then starts what a `.codex` in it or above it says, outside the sandbox."""
+        folders = {one for cwd in (Path(self.where.cwd), Path(self.where.cwd).resolve()) for one in (cwd, *cwd.parents)}
+        return {**QUIET, "projects": {str(one): {"trust_level": "untrusted"} for one in sorted(folders)}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,8 +281,8 @@ class CodexSetup:
 
 def _program(options: CodexOptions, environment: dict[str, str]) -> tuple[str, ...]:
     """The command; what comes with the SDK's one is put where that finds it."""
-    if options.command is not None:
-        return (options.command,) if isinstance(options.command, str) else options.command
+    if (command := options.command_line()) is not None:
+        return command
     try:
         from codex_cli_bin import bundled_codex_path, bundled_path_dir  # noqa: PLC0415  may not be installed
     except ImportError as exc:

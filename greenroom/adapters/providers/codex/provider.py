@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ....domain.provider import Capability, CapabilityType, ProviderRequest
@@ -18,7 +19,8 @@ class CodexProvider(AgentProvider):
     """A client that has ended its turns waits for the next run that goes on.
 
     Runs of one session that are under way at once share it; where both go on with the same conversation the later one
-    forks it. A run without a sandbox has a client of its own, since only its end takes away what commands leave behind.
+    forks it, or waits for the other where one of them is a `codex exec`. A run without a sandbox has a client of its
+    own, since only its end takes away what commands leave behind.
     """
 
     CAPABILITIES = (
@@ -38,6 +40,12 @@ class CodexProvider(AgentProvider):
         self._server: CodexServer | None = None
         """The one that the next turn gets."""
         self._choosing = asyncio.Lock()
+        self._exec: set[str] = set()
+        """Threads that a `codex exec` goes on with."""
+        self._held: set[str] = set()
+        """Threads of turns of app-servers."""
+        self._given_back = asyncio.Event()
+        """Set, and replaced, when a turn has let go of its thread."""
 
     @staticmethod
     def check_options(options: Mapping[str, Any], *, field: str) -> CodexOptions:
@@ -49,30 +57,55 @@ class CodexProvider(AgentProvider):
         setup = CodexSetup.of(request, launch)
         if request.conversation is not None:
             await self.turns_given_up()  # the one before may still be writing to it
-        if launch.options.interface == "exec":
-            from .exec import CodexExecTurn  # noqa: PLC0415
-
-            await self._let_go_of_threads()
-            return await CodexExecTurn.begin(request, launch, setup)
-        async with self._choosing:
-            server = await self._server_for(launch)
-            try:
-                return await server.begin(request, setup, self._released)
-            except BaseException:
-                if not server.turns and server is not self._server:
-                    await server.aclose()
-                raise
+        begin = self._begin_exec if launch.options.interface == "exec" else self._begin_app
+        while True:
+            async with self._choosing:
+                given_back = self._given_back
+                if self._may_have(_thread_of(request), launch):
+                    return await begin(request, launch, setup)
+            await given_back.wait()
 
     async def close_clients(self) -> None:
         server, self._server = self._server, None
         if server is not None:
             await server.aclose()
 
-    async def _let_go_of_threads(self) -> None:
-        """End a client that nobody uses: no other can go on with what it has loaded."""
-        async with self._choosing:
+    def _may_have(self, thread_id: str | None, launch: CodexLaunch) -> bool:
+        """Of a thread that another process is writing to, none can make a fork that is whole."""
+        is_exec = launch.options.interface == "exec"
+        return thread_id not in self._exec and not (is_exec and thread_id in self._held)
+
+    async def _begin_app(self, request: ProviderRequest, launch: CodexLaunch, setup: CodexSetup) -> AgentTurn:
+        server = await self._server_for(launch)
+        try:
+            turn = await server.begin(request, setup, self._released)
+        except BaseException:
+            if not server.turns and server is not self._server:
+                await server.aclose()
+            raise
+        self._held.add(turn.thread_id)
+        return turn
+
+    async def _begin_exec(self, request: ProviderRequest, launch: CodexLaunch, setup: CodexSetup) -> AgentTurn:
+        from .exec import CodexExecTurn  # noqa: PLC0415
+
+        thread_id = _thread_of(request)
+        mine = set[str]() if thread_id is None else {thread_id}
+        self._exec |= mine
+        released = partial(self._give_back, self._exec, mine)
+        try:
             if self._server is not None and not self._server.turns:
-                await self.close_clients()
+                await self.close_clients()  # no other can go on with what it has loaded
+            fork = self._server is not None and self._server.has_loaded(thread_id)
+            return await CodexExecTurn.begin(request, launch, setup, released, fork=fork)
+        except BaseException:
+            released()
+            raise
+
+    def _give_back(self, held: set[str], threads: set[str]) -> None:
+        held -= threads
+        self._given_back.set()
+        self._given_back = asyncio.Event()
 
     async def _server_for(self, launch: CodexLaunch) -> "CodexServer":
         """One that was launched like this; one that is no use any more ends when its last turn does."""
@@ -91,10 +124,17 @@ class CodexProvider(AgentProvider):
 
     async def _released(self, server: "CodexServer", turn: "CodexTurn") -> None:
         """Keep the client for other turns, and for a run that goes on, if it is fit for one."""
-        is_clean = await server.end_turn(turn)
-        keep = server.is_fit and server is self._server and turn.request.continues
-        if is_clean and (server.turns or keep):
-            return
-        if server is self._server:
-            self._server = None
-        await server.aclose()
+        try:
+            is_clean = await server.end_turn(turn)
+            keep = server.is_fit and server is self._server and turn.request.continues
+            if is_clean and (server.turns or keep):
+                return
+            if server is self._server:
+                self._server = None
+            await server.aclose()
+        finally:
+            self._give_back(self._held, {turn.thread_id})
+
+
+def _thread_of(request: ProviderRequest) -> str | None:
+    return None if request.conversation is None else request.conversation["thread_id"]

@@ -12,11 +12,15 @@ from ..agents.prompt import prompt_of
 from .connection import CodexConnection, Message
 from .gate import CodexGate
 from .mapping import CodexMapping
-from .options import QUIET, CodexLaunch, CodexSetup, config_arguments
+from .options import CodexLaunch, CodexSetup, config_arguments
 from .turn import CodexTurn, answer_no
 
 _CLEANED_WITHIN_S = 1.0
 """How long Codex may take to end the commands that a turn has left running."""
+
+_BEHIND = "is behind durable rollout"
+_FORKS = 20
+_FORKS_EVERY_S = 0.1
 
 _IN_USE = "already has an active writer"
 
@@ -52,6 +56,10 @@ class CodexServer:
     def is_fit(self) -> bool:
         """Whether it can take another turn, and leaves nothing of the turns before behind."""
         return not self._connection.is_over and not self._leaves_behind and self.launch.confined
+
+    def has_loaded(self, thread_id: str | None) -> bool:
+        """Whether no other client can go on with the thread."""
+        return thread_id in self._loaded
 
     @property
     def _connection(self) -> CodexConnection:
@@ -103,7 +111,7 @@ class CodexServer:
     async def _start(self) -> None:
         launch = self.launch
         self._gate = await CodexGate.open(self._hooked)
-        config = {**QUIET, **self._gate.settings}
+        config = {**launch.settings, **self._gate.settings}
         if launch.api_key is not None:
             config["cli_auth_credentials_store"] = "ephemeral"
         command = [*launch.program, *config_arguments(config), "app-server", "--listen", "stdio://"]
@@ -151,6 +159,17 @@ class CodexServer:
         except GreenroomError as exc:
             if _IN_USE not in exc.message:
                 raise
+        return await self._fork(given)
+
+    async def _fork(self, given: Message) -> Any:
+        """The other client writes the thread; what it has just written Codex takes a moment to take up."""
+        for _ in range(_FORKS):
+            try:
+                return await self._connection.request("thread/fork", given)
+            except GreenroomError as exc:
+                if _BEHIND not in exc.message:
+                    raise
+            await asyncio.sleep(_FORKS_EVERY_S)
         return await self._connection.request("thread/fork", given)
 
     async def _hear(self, message: Message) -> None:

@@ -14,6 +14,7 @@ from ....domain.provider import ProviderRequest
 from ....domain.tool import ToolOutcome, ToolResult
 from ..agents.turn import AgentTurn, refusal_text
 from .connection import CodexConnection, Message
+from .errors import unreadable
 from .mapping import CodexMapping, call_of_item, in_exec_spelling
 
 _PATCH = re.compile(r"\s*(cd\s+\S+\s*&&\s*)?(apply_patch|applypatch)\b")
@@ -171,6 +172,8 @@ class CodexTurn(AgentTurn):
             self._turn_id = str(answer["turn"]["id"])
         except GreenroomError as exc:
             await self.wire_is_over(exc)
+        except Exception as exc:  # noqa: BLE001  or else the run would wait for ever
+            await self.wire_is_over(unreadable(exc, self._connection.process.redacted))
 
     async def _interrupt(self) -> None:
         if self._turn_id is not None and not self.mapping.is_over:
@@ -221,6 +224,12 @@ class CodexTurn(AgentTurn):
             self.mapping.deny(call_id)
 
     async def _answer(self, message: Message) -> None:
+        try:
+            await self._answer_as_asked(message)
+        except (AttributeError, KeyError, TypeError, ValueError):  # else Codex, and the run, would wait for ever
+            await answer_no(self._connection, message)
+
+    async def _answer_as_asked(self, message: Message) -> None:
         method = str(message["method"])
         given: Mapping[str, Any] = message.get("params") or {}
         if method == "item/commandExecution/requestApproval":

@@ -1,0 +1,146 @@
+"""Which providers a run is tried on, and in which order: a choice among what is known of them just now."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from .errors import ValidationError
+from .provider import Capability, CapabilityType
+
+HEALTH_PENALTY = 0.5
+"""What each failure of late makes of a provider's weight: two of them leave a quarter."""
+
+
+class Strategy(StrEnum):
+    """What decides between providers that could all take the run."""
+
+    PREFER = "prefer"
+    """The order in which they stand."""
+    WEIGHTED = "weighted"
+    """Shares by weight, less where there were failures."""
+    LEAST_LOADED = "least_loaded"
+    """The fewest runs under way for its weight."""
+    CHEAPEST = "cheapest"
+    """The lowest price; those without a known price last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requirement:
+    """A capability that a provider must have: of this type, and of this name if one is given."""
+
+    type: CapabilityType | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.type is None and self.name is None:
+            raise ValidationError(
+                "A required capability needs a type or a name.", details={"field": "required_capabilities"}
+            )
+
+    def is_met_by(self, capability: Capability) -> bool:
+        """Whether this capability is such a one."""
+        return self.type in (None, capability.type) and self.name in (None, capability.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterOptions:
+    """A router as it is declared."""
+
+    providers: tuple[str, ...]
+    strategy: Strategy = Strategy.PREFER
+    weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Of those that are not named: 1."""
+    max_attempts: int = 3
+    sticky_ttl_s: float = 300.0
+    """How long a session stays with the provider that served it last; 0: not at all."""
+
+    def __post_init__(self) -> None:
+        if not self.providers or len(set(self.providers)) < len(self.providers):
+            raise ValidationError("providers must be a list of different names.", details={"field": "providers"})
+        for name, weight in self.weights.items():
+            if name not in self.providers or not 0 <= weight < float("inf"):
+                raise ValidationError(
+                    f"weights.{name} must belong to one of the router's providers, and be 0 or more.",
+                    details={"field": f"weights.{name}"},
+                )
+        if self.max_attempts < 1:
+            raise ValidationError("max_attempts must be at least 1.", details={"field": "max_attempts"})
+        if not 0 <= self.sticky_ttl_s < float("inf"):
+            raise ValidationError("sticky_ttl_s must be 0 or more.", details={"field": "sticky_ttl_s"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """What is known of one provider just now."""
+
+    name: str
+    capabilities: tuple[Capability, ...] = ()
+    failures: int = 0
+    """One after the other, up to now."""
+    under_way: int = 0
+    price: float | None = None
+    """In USD for a million tokens in and as many out; None: not known."""
+    is_open: bool = True
+    """Whether its breaker lets something through."""
+    retry_at_s: float = 0.0
+    """When it may be tried, if it does not."""
+
+    def meets(self, required: Iterable[Requirement]) -> bool:
+        """Whether it has everything that is required."""
+        return all(any(one.is_met_by(capability) for capability in self.capabilities) for one in required)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingRequest:
+    """What a run wants of its provider."""
+
+    required: tuple[Requirement, ...] = ()
+    prefer: tuple[str, ...] = ()
+    exclude: frozenset[str] = frozenset()
+    sticky: str | None = None
+    """Who served the session last, if that still holds."""
+
+
+def route(
+    options: RouterOptions, candidates: Sequence[Candidate], request: RoutingRequest, *, draw: float
+) -> list[Candidate]:
+    """Whom the run is tried on, first to last, at most `max_attempts` of them. Never one that is excluded or cannot do
+    what is required. Those whose breaker is open come last, the one that may be tried soonest first: when nothing else
+    is there, the least bad is better than nothing. `draw` in [0, 1) decides where shares do.
+    """
+    able = [one for one in candidates if one.name not in request.exclude and one.meets(request.required)]
+    ready = _ordered(options, [one for one in able if one.is_open], draw)
+    preferred = {name: rank for rank, name in enumerate(request.prefer)}
+    ready.sort(key=lambda one: preferred.get(one.name, len(preferred)))  # stable: the strategy decides among the rest
+    if not preferred:
+        ready.sort(key=lambda one: one.name != request.sticky)
+    waiting = sorted((one for one in able if not one.is_open), key=lambda one: one.retry_at_s)
+    return [*ready, *waiting][: options.max_attempts]
+
+
+def _ordered(options: RouterOptions, ready: Sequence[Candidate], draw: float) -> list[Candidate]:
+    place = {name: rank for rank, name in enumerate(options.providers)}
+    listed = sorted(ready, key=lambda one: place.get(one.name, len(place)))
+    if options.strategy is Strategy.LEAST_LOADED:
+        return sorted(listed, key=lambda one: _load(one, options.weights.get(one.name, 1.0)))
+    if options.strategy is Strategy.CHEAPEST:
+        return sorted(listed, key=lambda one: float("inf") if one.price is None else one.price)
+    if options.strategy is Strategy.WEIGHTED:
+        return _drawn(listed, options.weights, draw)
+    return listed
+
+
+def _load(one: Candidate, weight: float) -> float:
+    return one.under_way / weight if weight else float("inf")
+
+
+def _drawn(listed: Sequence[Candidate], weights: Mapping[str, float], draw: float) -> list[Candidate]:
+    """One by its share, and the others by weight behind it."""
+    shares = {one.name: weights.get(one.name, 1.0) * HEALTH_PENALTY**one.failures for one in listed}
+    behind = sorted(listed, key=lambda one: -shares[one.name])
+    point = draw * sum(shares.values())
+    for one in listed:
+        point -= shares[one.name]
+        if point < 0:
+            return [one, *(other for other in behind if other is not one)]
+    return behind
