@@ -17,13 +17,14 @@ from .provider_rigs import AGENTS
 class GeminiRig(Rig):
     """Gemini CLI.
 
-    Not native: it loses a conversation that is loaded within the minute in which it began. It asks again for a stream
-    that breaks off, and when it has asked often enough it ends its turn as if all were well.
+    It tells every command as completed, and not how it ended. It loses a conversation that is loaded within the minute
+    in which it began. It asks again for a stream that breaks off; when it has asked often enough it ends its turn as
+    if all were well.
     """
 
     kind = "acp"
     name = "acp-gemini"
-    can = Abilities(native=False, reasks=True, keeps_client=True)
+    can = Abilities(tells_failures=False, native=False, reasks=True, keeps_client=True)
     program: ClassVar[Path] = AGENTS / "gemini-cli/node_modules/.bin/gemini"
 
     @classmethod
@@ -31,7 +32,7 @@ class GeminiRig(Rig):
         return None if cls.program.exists() else f"{cls.program} is not installed; run make install-agents"
 
     def start(self) -> None:
-        self.server = GeminiServer().start()  # pyright: ignore[reportAttributeAccessIssue]  # Rig knows but two servers
+        self.server = GeminiServer().start()
 
     def options(self) -> dict[str, Any]:
         assert self.server is not None
@@ -52,11 +53,12 @@ class GeminiRig(Rig):
 
 
 class OpencodeRig(Rig):
-    """OpenCode, with a provider of its users' own."""
+    """OpenCode, with a provider of its users' own. A command that failed it tells as completed, with its exit status in
+    what it hands over beside the output."""
 
     kind = "acp"
     name = "acp-opencode"
-    can = Abilities(reasks=True, keeps_client=True)
+    can = Abilities(tells_failures=False, reasks=True, keeps_client=True)
     program: ClassVar[Path] = AGENTS / "opencode/node_modules/.bin/opencode"
 
     @classmethod
@@ -64,7 +66,7 @@ class OpencodeRig(Rig):
         return None if cls.program.exists() else f"{cls.program} is not installed; run make install-agents"
 
     def start(self) -> None:
-        self.server = ChatCompletionsServer().start()  # pyright: ignore[reportAttributeAccessIssue]  # as above
+        self.server = ChatCompletionsServer().start()
 
     def options(self) -> dict[str, Any]:
         assert self.server is not None

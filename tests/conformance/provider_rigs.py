@@ -14,6 +14,7 @@ from greenroom.domain.event import EventType
 from greenroom.domain.tool import Toolbox
 from greenroom.testing import AmpProgram, Answer, MessagesServer, ResponsesServer, answers
 from greenroom.testing.conformance import API_KEY, Abilities, Rig
+from greenroom.testing.loopback_server import LoopbackServer
 
 AGENTS = Path(__file__).parents[2] / ".agents"
 """Where `make install` and `make install-agents` put the agents that come from npm."""
@@ -348,7 +349,7 @@ def bare_environment(rig: Rig) -> dict[str, str]:
     return scrubbed_environment({"HOME": str(rig.home), **rig.options()["env"]})
 
 
-def claude_environment(server: MessagesServer | ResponsesServer) -> dict[str, str]:
+def claude_environment(server: LoopbackServer) -> dict[str, str]:
     return {"ANTHROPIC_BASE_URL": server.url, "ANTHROPIC_API_KEY": API_KEY, "CLAUDE_CODE_MAX_RETRIES": "1"}
 
 

@@ -14,7 +14,8 @@ from ...domain.errors import GreenroomError
 from ...domain.event import EventType
 from ...domain.provider import ProviderDeclaration
 from ...domain.tool import NoTools, Toolbox
-from ...testing import Answer, MessagesServer, ResponsesServer, answers
+from .. import Answer, answers
+from ..loopback_server import LoopbackServer
 
 API_KEY = "sk-test-8c1f-not-to-be-seen"
 """What a rig gives as a key: the suite looks for it where it must not be."""
@@ -30,6 +31,8 @@ class Abilities:
     """It talks to an API whose faults it has to tell."""
     streams: bool = True
     tools: bool = True
+    tells_failures: bool = True
+    """A call whose command ends with another status than 0 is told as failed."""
     asks: bool = True
     """A person can be asked before a call."""
     native: bool = True
@@ -63,7 +66,7 @@ class Rig(ABC):
         self.cwd = folder / "work"
         self.cwd.mkdir()
         self.home = folder / "home"
-        self.server: MessagesServer | ResponsesServer | None = None
+        self.server: LoopbackServer | None = None
 
     def start(self) -> None:  # noqa: B027  some have nothing to talk to
         """Begin to listen."""

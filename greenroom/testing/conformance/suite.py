@@ -20,7 +20,7 @@ from ...domain.errors import (
 )
 from ...domain.event import EventType
 from ...domain.run import RunResult
-from ...testing import answers
+from .. import answers
 from .rig import NATIVE, Rig
 from .stage import GONE_WITHIN_S, Stage, check_run, nothing_left, types_of
 
@@ -123,7 +123,7 @@ class ProviderSuite:
         assert "made" in str(completed["tool_output"])
         assert str(made) in str(completed["tool_input"])
 
-    @needs("tools")
+    @needs("tools", "tells_failures")
     async def test_a_tool_that_fails_is_a_failed_call_and_not_the_end_of_the_run(self, stage: Stage) -> None:
         run_id = await stage.submit(stage.rig.call("echo broken >&2; exit 3"), **stage.rig.freely())
 
