@@ -17,7 +17,7 @@ from rich.table import Table
 import greenroom
 from greenroom.actors import ray_cluster
 
-from ..benchmarks import agents, appends, lifecycle, sessions, store
+from . import agents, appends, lifecycle, sessions, store
 from .measuring import Figure, save, start_pinger
 
 ROUNDS = 3

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import ray
 import ray.exceptions
 
-from ..actors import ray_cluster
+from . import ray_cluster
 from ..adapters.data_dir import MEMORY_DATA_DIR, prepare_backup
 from ..adapters.json_safety import require_json_safe
 from ..adapters.option_parsing import parse_options

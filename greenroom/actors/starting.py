@@ -12,7 +12,7 @@ import ray
 import ray.exceptions
 import ray.util.scheduling_strategies
 
-from ..actors import ray_cluster
+from . import ray_cluster
 from ..adapters.data_dir import MEMORY_DATA_DIR, recorded_shards
 from ..adapters.session_homes import homes_folder
 from ..adapters.settings import Settings, load_settings

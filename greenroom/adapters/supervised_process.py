@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from io import FileIO
 from pathlib import Path
 
-from ..adapters import process_supervisor
+from . import process_supervisor
 from .process_supervisor import DEFAULT_GRACE_S, MAX_GRACE_S, CommandRequest
 from .process_trees import OWNER_VARIABLE, owner_mark
 

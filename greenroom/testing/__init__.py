@@ -17,7 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..testing import answers as answers
+    from . import answers as answers
     from .amp_program import AmpProgram as AmpProgram
     from .answers import Answer as Answer
     from .loopback_server import RecordedRequest as RecordedRequest
