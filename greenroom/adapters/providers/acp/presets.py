@@ -106,6 +106,7 @@ PRESETS: Mapping[str, AcpPreset] = {
         files={
             ".gemini/settings.json": json.dumps(
                 {
+                    "tools": {"shell": {"enableInteractiveShell": False}},  # else no output of commands is told
                     "general": {"maxAttempts": 3, "enableAutoUpdate": False},
                     "privacy": {"usageStatisticsEnabled": False},
                 }
