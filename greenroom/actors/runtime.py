@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import ray
 import ray.exceptions
 
-from . import ray_cluster
 from ..adapters.data_dir import MEMORY_DATA_DIR, prepare_backup
 from ..adapters.json_safety import require_json_safe
 from ..adapters.option_parsing import parse_options
@@ -39,6 +38,7 @@ from ..domain.provider import ProviderDeclaration
 from ..domain.run import Run, RunResult, RunStatus
 from ..domain.session import Session, SessionSpec, SessionState
 from ..domain.verification import Verification
+from . import ray_cluster
 from .actor_states import actor_is_dead
 from .address import LIMITER, RuntimeAddress
 from .event_stream import EventStream

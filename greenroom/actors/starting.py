@@ -12,11 +12,11 @@ import ray
 import ray.exceptions
 import ray.util.scheduling_strategies
 
-from . import ray_cluster
 from ..adapters.data_dir import MEMORY_DATA_DIR, recorded_shards
 from ..adapters.session_homes import homes_folder
 from ..adapters.settings import Settings, load_settings
 from ..domain.errors import GreenroomError, InvalidOperation, StorageConnectionFailed, ValidationError
+from . import ray_cluster
 from .address import DIRECTORY, LIMITER, RuntimeAddress, event_store_name
 from .directory import Directory
 from .event_store import EventStore
