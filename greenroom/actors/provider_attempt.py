@@ -33,7 +33,7 @@ async def consume(
                 outcome = item
                 continue
             if isinstance(item, ProviderConversation):
-                run.conversation = dict(item.handle)
+                run.conversation = _checked_handle(run, item)
                 continue
             if item.type in RECORD_TYPES:
                 raise ProviderError(f"Provider {run.provider!r} gave {item.type}, which only the session may.")
@@ -42,6 +42,16 @@ async def consume(
     if outcome is None:
         raise ProviderError(f"Provider {run.provider!r} ended its stream without an outcome.")
     return outcome
+
+
+def _checked_handle(run: LiveRun, conversation: ProviderConversation) -> dict[str, str]:
+    """It goes into the event that ends the run, which nothing may keep from being written."""
+    handle = dict(conversation.handle)
+    try:
+        check_json_safe(handle)
+    except ValueError as exc:
+        raise ProviderError(f"Provider {run.provider!r} gave a conversation that is not JSON-safe: {exc}.") from exc
+    return handle
 
 
 def completed_data(run: LiveRun, outcome: ProviderOutcome) -> dict[str, Any]:

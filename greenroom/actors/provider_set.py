@@ -59,10 +59,6 @@ class ProviderSet:
         """Whether the provider starts no processes and keeps no working directory, so that sessions can share one."""
         return bool(getattr(provider_class(self._declared(name).kind), "RUNS_IN_PROCESS", False))
 
-    def continues_natively(self, name: str) -> bool:
-        """Whether the provider has conversations of its own that it can go on with."""
-        return _continues_natively(provider_class(self._declared(name).kind))
-
     def get(self, name: str) -> Provider:
         """The provider, made now if this is its first use."""
         provider = self._instances.get(name)
@@ -94,10 +90,6 @@ class ProviderSet:
         return declared
 
 
-def _continues_natively(kind: ProviderClass) -> bool:
-    return bool(getattr(kind, "CONTINUES_NATIVELY", False))
-
-
 def _check_abilities(name: str, kind: ProviderClass, run: RunOptions) -> None:
     modes: frozenset[PermissionMode] = getattr(kind, "PERMISSION_MODES", frozenset({PermissionMode.DEFAULT}))
     if run.permission_mode not in modes:
@@ -106,7 +98,7 @@ def _check_abilities(name: str, kind: ProviderClass, run: RunOptions) -> None:
             f" {', '.join(sorted(modes))}.",
             details={"field": "options.permission_mode", "provider": name},
         )
-    if run.continuation is Continuation.NATIVE and not _continues_natively(kind):
+    if run.continuation is Continuation.NATIVE and not getattr(kind, "CONTINUES_NATIVELY", False):
         raise CapabilityNotSupported(
             f"Provider {name!r} has no conversations of its own; use continuation='replay' or 'auto'.",
             details={"field": "options.continuation", "provider": name},

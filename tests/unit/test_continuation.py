@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from greenroom.actors.live_session import LiveSession
-from greenroom.domain.errors import CapabilityNotSupported, ProviderInvalidRequest, ValidationError
+from greenroom.domain.errors import CapabilityNotSupported, ProviderError, ProviderInvalidRequest, ValidationError
 from greenroom.domain.provider import ProviderConversation, ProviderRequest
 
 from .live_session_world import Answers, PlayProvider, World, error_of, outcome, streamed
@@ -148,6 +148,20 @@ async def test_native_does_not_replay_by_itself(world: World, provider: Conversa
 
     assert isinstance(error, ProviderInvalidRequest)
     assert error.details["field"] == "continuation"
+
+
+async def test_a_handle_that_no_event_can_hold_ends_the_run_instead_of_leaving_it_open(world: World) -> None:
+    async def play(request: ProviderRequest) -> Answers:
+        yield ProviderConversation({"id": object()})  # pyright: ignore[reportArgumentType]  a provider of somebody's own
+        yield outcome()
+
+    live = await world.open(PlayProvider(play))
+    (run_id,) = await world.submit(live, "x")
+
+    error = await error_of(live, run_id)
+
+    assert isinstance(error, ProviderError)
+    assert (await world.types(run_id))[-1] == "run_failed"
 
 
 async def test_what_a_provider_cannot_do_is_refused_before_anything_is_stored(world: World) -> None:

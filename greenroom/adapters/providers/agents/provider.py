@@ -9,7 +9,14 @@ from typing import ClassVar
 
 from ....domain.errors import CapabilityNotSupported, ProviderInvalidRequest, RunNotFound
 from ....domain.permission_mode import PermissionMode
-from ....domain.provider import Capability, ProviderConversation, ProviderEvent, ProviderOutcome, ProviderRequest
+from ....domain.provider import (
+    Capability,
+    CapabilityType,
+    ProviderConversation,
+    ProviderEvent,
+    ProviderOutcome,
+    ProviderRequest,
+)
 from ...logs import get_logger
 from ...process_trees import measured_tree
 from .turn import AgentTurn
@@ -31,7 +38,18 @@ class AgentProvider(ABC):
 
     CONTINUES_NATIVELY: ClassVar[bool] = True
     PERMISSION_MODES: ClassVar[frozenset[PermissionMode]] = frozenset(PermissionMode)
-    CAPABILITIES: ClassVar[tuple[Capability, ...]] = ()
+    CAPABILITIES: ClassVar[tuple[Capability, ...]] = (
+        Capability(name="streaming", type=CapabilityType.SAMPLING),
+        Capability(name="interrupt", type=CapabilityType.SAMPLING),
+        Capability(name="steer", type=CapabilityType.SAMPLING),
+        Capability(name="system_prompts", type=CapabilityType.PROMPT),
+        Capability(name="tool_use", type=CapabilityType.TOOL),
+        Capability(name="bash", type=CapabilityType.TOOL),
+        Capability(name="mcp", type=CapabilityType.TOOL),
+        Capability(name="file_operations", type=CapabilityType.FILE_ACCESS),
+        Capability(name="code_execution", type=CapabilityType.CODE_EXECUTION),
+    )
+    """Those of a coding agent that takes a system prompt; a kind with fewer says so."""
 
     def __init__(self, name: str) -> None:
         self.name = name

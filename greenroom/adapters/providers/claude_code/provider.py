@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ....domain.provider import Capability, CapabilityType, ProviderRequest
+from ....domain.provider import ProviderRequest
 from ..agents.provider import AgentProvider
 from ..agents.turn import AgentTurn
 from .options import ClaudeCodeOptions, ClaudeLaunch, check_claude_code_options
@@ -19,18 +19,6 @@ class ClaudeCodeProvider(AgentProvider):
     Runs of one session that are under way at once have a client each; where both go on with the same conversation the
     later one forks it.
     """
-
-    CAPABILITIES = (
-        Capability(name="streaming", type=CapabilityType.SAMPLING),
-        Capability(name="interrupt", type=CapabilityType.SAMPLING),
-        Capability(name="steer", type=CapabilityType.SAMPLING),
-        Capability(name="system_prompts", type=CapabilityType.PROMPT),
-        Capability(name="tool_use", type=CapabilityType.TOOL),
-        Capability(name="bash", type=CapabilityType.TOOL),
-        Capability(name="mcp", type=CapabilityType.TOOL),
-        Capability(name="file_operations", type=CapabilityType.FILE_ACCESS),
-        Capability(name="code_execution", type=CapabilityType.CODE_EXECUTION),
-    )
 
     def __init__(self, name: str) -> None:
         super().__init__(name)

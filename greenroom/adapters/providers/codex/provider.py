@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ....domain.provider import Capability, CapabilityType, ProviderRequest
+from ....domain.provider import ProviderRequest
 from ..agents.provider import AgentProvider
 from ..agents.turn import AgentTurn
 from .options import CodexLaunch, CodexOptions, CodexSetup, check_codex_options
@@ -22,18 +22,6 @@ class CodexProvider(AgentProvider):
     forks it, or waits for the other where one of them is a `codex exec`. A run without a sandbox has a client of its
     own, since only its end takes away what commands leave behind.
     """
-
-    CAPABILITIES = (
-        Capability(name="streaming", type=CapabilityType.SAMPLING),
-        Capability(name="interrupt", type=CapabilityType.SAMPLING),
-        Capability(name="steer", type=CapabilityType.SAMPLING),
-        Capability(name="system_prompts", type=CapabilityType.PROMPT),
-        Capability(name="tool_use", type=CapabilityType.TOOL),
-        Capability(name="bash", type=CapabilityType.TOOL),
-        Capability(name="mcp", type=CapabilityType.TOOL),
-        Capability(name="file_operations", type=CapabilityType.FILE_ACCESS),
-        Capability(name="code_execution", type=CapabilityType.CODE_EXECUTION),
-    )
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
