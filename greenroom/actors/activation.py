@@ -1,28 +1,30 @@
 """Taking a session over: acquire its log, read what is there, account for every open run, and serve on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
 
 from ..adapters.json_safety import require_json_safe
 from ..adapters.run_option_parsing import parse_run_options
 from ..domain.approval import APPROVAL_TYPES, Approval, fold_approvals
 from ..domain.errors import GreenroomError, RunInterrupted, SessionNotFound
 from ..domain.event import Event, EventType, NewEvent
-from ..domain.event_log import CommitListener, CommittedBatch, EventLog, EventQuery, SessionRecords
+from ..domain.event_log import CommitListener, CommittedBatch, EventLog, SessionRecords
 from ..domain.identifiers import IdFactory
-from ..domain.past_calls import PAST_CALL_TYPES, PastCalls
 from ..domain.record_projection import fold_session
-from ..domain.recovery import Recovery, recovery_of
+from ..domain.recovery import CRASH_REASONS, Recovery, recovery_of
 from ..domain.run import Run, RunStatus
 from ..domain.run_gate import RunGate
 from ..domain.run_options import RunOptions
 from ..domain.session import Session, SessionSpec
 from ..domain.tool import Toolbox
+from .accounts import Accounts
 from .live_run import LiveRun, live_run_of
 from .live_session import LiveSession, NeedsOwnServer
 from .provider_set import ProviderSet, refuse_secrets
-
-_PAST_TYPES = PAST_CALL_TYPES | APPROVAL_TYPES
-_PAGE = 10_000
+from .run_history import past_calls_of, run_history
+from .run_limits import POLICY_QUESTION
+from .run_route import RunRoute
 
 
 class _Listener:
@@ -57,6 +59,8 @@ async def activate(
     on_lost: Callable[[], None],
     on_idle: Callable[[], None] = lambda: None,
     gate: RunGate | None = None,
+    accounts: Accounts | None = None,
+    scope_policies: Mapping[str, Mapping[str, Any]] | None = None,
     shared: bool = False,
 ) -> LiveSession:
     """Become the session's owner. With a spec it is created if it does not exist; without, SessionNotFound. Where the
@@ -96,6 +100,8 @@ async def activate(
         on_lost=on_lost,
         on_idle=on_idle,
         gate=gate,
+        accounts=accounts,
+        scope_policies=scope_policies,
         shared=shared,
     )
     for batch in listener.early:
@@ -112,7 +118,7 @@ def _needs_own_server(
     it may have been what killed it, and the others there."""
     session = records.session
     own = session.provider if session else (spec and spec.provider) or default_provider
-    names = {own, *(run.options.get("provider") or own for run in records.open_runs)}
+    names = {own, *(run.options.get("router") or run.options.get("provider") or own for run in records.open_runs)}
     return any(run.status is RunStatus.RUNNING for run in records.open_runs) or not all(
         providers.runs_in_process(name) for name in names
     )
@@ -131,6 +137,7 @@ def _creation(
         "max_concurrent_runs": spec.max_concurrent_runs,
         "max_queued_runs": spec.max_queued_runs,
         "run_defaults": spec.run_defaults,
+        "budget": asdict(spec.budget) if spec.budget else None,
     }
     require_json_safe(data, field="session")
     refuse_secrets(spec.run_defaults.get("provider_options") or {}, field="run_defaults.provider_options")
@@ -167,37 +174,35 @@ async def _plan(
     error: GreenroomError | None = None
     try:
         options = parse_run_options({}, run.options)  # the session's run_defaults are in them already
-    except GreenroomError as exc:  # options that this version does not know: the run cannot be carried out here
+        provider, route, policies = live.plan(options)
+    except GreenroomError as exc:  # options that this version or configuration cannot honour: it cannot run here
         options, error = RunOptions(), exc
-    found = live_run_of(run, options, number=number, provider=options.provider or live.session.provider)
+        provider, route, policies = run.provider or live.session.provider, RunRoute(), ()
+    if run.status is RunStatus.RUNNING and run.provider:  # whatever a router would say now: it was there
+        provider = run.provider
+    found = live_run_of(run, options, number=number, provider=provider, route=route, policies=policies)
+    crashes = 0
     if run.status is RunStatus.RUNNING or run.attempt > 1:
-        _remember(found, run, await _past_of(run, log))
+        history = await run_history(log, run.session_id, run.id, run.queued_seq)
+        crashes = _remember(found, run, history)
     if run.status is RunStatus.RUNNING and error is None:
         error = RunInterrupted(details={"attempt": run.attempt})
     elif error is not None:
         return found, Recovery.INTERRUPT, error
     waits = run.status is RunStatus.RUNNING and _waits_for_approval(found)
-    return found, recovery_of(run, options, now_us=now_us, waits_for_approval=waits), error
+    return found, recovery_of(run, options, crashes=crashes, now_us=now_us, waits_for_approval=waits), error
 
 
-async def _past_of(run: Run, log: EventLog) -> list[Event]:
-    """What this run did with tools, and what it asked for, in all its attempts."""
-    events: list[Event] = []
-    after = run.queued_seq
-    while page := await log.read(
-        run.session_id, EventQuery(after=after, run_id=run.id, types=_PAST_TYPES, limit=_PAGE)
-    ):
-        events += page
-        after = page[-1].seq
-    return events
-
-
-def _remember(found: LiveRun, run: Run, past: list[Event]) -> None:
-    """Tool calls that nobody saw end, those that have an answer, and approvals."""
+def _remember(found: LiveRun, run: Run, past: list[Event]) -> int:
+    """Tool calls that nobody saw end, those that have an answer, and approvals. Returns after how many crashes it was
+    begun again."""
     approvals: dict[str, Approval] = {}
+    crashes = 0
     for event in past:
         if event.type in APPROVAL_TYPES:
             fold_approvals(approvals, event)
+        elif event.type is EventType.RUN_QUEUED:
+            crashes += event.data.get("reason") in CRASH_REASONS
         elif event.type is EventType.TOOL_CALL_STARTED:
             found.open_tool_calls[event.data["tool_call_id"]] = event.data
         else:
@@ -205,10 +210,8 @@ def _remember(found: LiveRun, run: Run, past: list[Event]) -> None:
     found.approvals = tuple(approvals.values())
     waiting = {approval.tool_call_id for approval in found.approvals if approval.decision is None}
     in_doubt = [data for call_id, data in found.open_tool_calls.items() if call_id not in waiting]
-    found.past_calls = PastCalls(
-        ((event.attempt or 1, event.type, event.data) for event in past if event.type in PAST_CALL_TYPES),
-        in_doubt=((run.attempt, data) for data in in_doubt),
-    )
+    found.past_calls = past_calls_of(past, in_doubt=[(run.attempt, data) for data in in_doubt])
+    return crashes
 
 
 def _waits_for_approval(run: LiveRun) -> bool:
@@ -216,6 +219,6 @@ def _waits_for_approval(run: LiveRun) -> bool:
     waiting = {
         approval.tool_call_id
         for approval in run.approvals
-        if approval.decision is None and approval.attempt == run.attempt
+        if approval.decision is None and approval.attempt == run.attempt and approval.tool_name != POLICY_QUESTION
     }
     return bool(waiting) and waiting >= set(run.open_tool_calls)

@@ -6,6 +6,8 @@ EVENT_STORE = "event-store"
 DIRECTORY = "directory"
 LIMITER = "limiter"
 SESSION_SERVER_PREFIX = "session-server:"
+BREAKER_PREFIX = "breaker:"
+ROUTER_PREFIX = "router:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,12 +1,15 @@
 """The attempts that a live session has under way: carried out at their providers, recorded, brought to their end."""
 
 import asyncio
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
 from ..adapters.logs import get_logger
+from ..adapters.providers.tool_calls import tool_call_abandoned
+from ..domain.account import AttemptEnd, AttemptReport
 from ..domain.errors import (
     Cancelled,
     GreenroomError,
@@ -14,21 +17,28 @@ from ..domain.errors import (
     PolicyViolation,
     ProviderError,
     ProviderInvalidRequest,
+    ProviderUnavailable,
 )
 from ..domain.event import EventType
+from ..domain.failover import ENDS, Failure, Fault, NextStep, Recourse, fault_of, next_step, retry_after_of
+from ..domain.policy import Metric, Verdict, tightest
 from ..domain.provider import ProviderEvent, ProviderOutcome, ProviderRequest
 from ..domain.record_projection import CONVERSATION
-from ..domain.run_options import Continuation
+from ..domain.run_options import Continuation, OnCrash
 from ..domain.session import Session
+from ..domain.token_usage import TokenUsage
 from ..domain.tool import Toolbox, ToolOutcome
-from ..domain.tool_policy import Policy, Verdict, parse_policy
 from ..domain.transcript import TranscriptLimits, TranscriptMessage
 from .approvals import Approvals
 from .guarded_tools import GuardedTools
 from .live_run import LiveRun
 from .past import SessionPast
+from .placement import Placer
 from .provider_attempt import completed_data, consume, storable_error
 from .provider_set import ProviderSet
+from .run_history import past_calls_of, run_history
+from .run_limits import RunLimits
+from .run_starts import start_events
 from .session_writer import SessionWriter
 
 _log = get_logger(__name__)
@@ -63,6 +73,7 @@ class Attempts:
         writer: SessionWriter,
         approvals: Approvals,
         end: EndRun,
+        placer: Placer,
         home: str | None,
         past: SessionPast,
     ) -> None:
@@ -72,6 +83,8 @@ class Attempts:
         self._writer = writer
         self._approvals = approvals
         self._end = end
+        self._placer = placer
+        self._specs = {spec.name: spec for spec in tools.specs()}
         self._home = home
         self._past = past
         self._conversations = dict(session.conversations)
@@ -84,7 +97,13 @@ class Attempts:
         for run in runs:
             if run.ended:
                 continue
-            left_s = max(0.0, run.remaining_s(self._writer.now_us()))
+            now_us = self._writer.now_us()
+            left_s = max(0.0, run.remaining_s(now_us))
+            if any(policy.limits for policy in run.policies):
+                run.limits = RunLimits(
+                    run, approvals=self._approvals, report=self._report_limit, stop=self._stop_for_violation
+                )
+                run.limits.start((now_us - (run.first_started_at_us or now_us)) / 1_000_000)
             run.deadline = self._loop.call_later(left_s, self._pass_deadline, run)
             run.task = self._loop.create_task(self._execute(run))
             self._tasks.add(run.task)
@@ -100,6 +119,15 @@ class Attempts:
             await asyncio.wait(self._tasks)
 
     async def _execute(self, run: LiveRun) -> None:
+        """Attempts, until one has ended the run."""
+        try:
+            while not await self._attempt(run):
+                pass
+        finally:
+            self._placer.settle(run)
+
+    async def _attempt(self, run: LiveRun) -> bool:
+        """One attempt; whether the run has its end with it."""
         try:
             outcome = await self._consume(run)
         except asyncio.CancelledError:
@@ -111,17 +139,83 @@ class Attempts:
             data = run.stopped_data(reason=storable_error(exc).message, stop_reason="cancelled")
             self._end(run, EventType.RUN_CANCELLED, data)
         except GreenroomError as exc:
-            self._fail(run, exc)
+            return await self._after_failure(run, exc)
         except Exception as exc:  # noqa: BLE001  recorded: the run ends with it
             _log.exception("provider_raised", session_id=self._session.id, run_id=run.run_id, provider=run.provider)
             self._fail(run, InternalError(f"Provider {run.provider!r} raised {type(exc).__name__}."))
         else:
             self._complete(run, outcome)
+        return True
+
+    # Failures of providers
+
+    async def _after_failure(self, run: LiveRun, error: GreenroomError) -> bool:
+        """Tell the account; then begin the next attempt if there is to be one, or end the run."""
+        if run.ended:
+            return True
+        fault = fault_of(error)
+        self._placer.settle(run, _report(run, ENDS[fault], retry_after_s=retry_after_of(error)))
+        step = self._next_step(run, fault, retry_after_of(error))
+        if step.recourse is Recourse.FAIL:
+            self._fail(run, error)
+            return True
+        await self._queue_again(run, storable_error(error), step)
+        try:
+            await asyncio.sleep(step.delay_s)
+            await self._placer.place(run)
+        except GreenroomError as exc:
+            self._fail(run, error if isinstance(exc, ProviderUnavailable) else exc)
+            return True
+        if not run.ended:
+            run.started_at_us = self._writer.now_us()
+            await asyncio.shield(self._writer.append(start_events(self._writer, run)))
+        return run.ended
+
+    def _next_step(self, run: LiveRun, fault: Fault, retry_after_s: float | None) -> NextStep:
+        route, now_s = run.route, self._loop.time()
+        route.failures_here += 1
+        if route.first_failed_s is None:
+            route.first_failed_s = now_s
+        failure = Failure(
+            fault=fault,
+            has_acted=run.has_acted and run.options.on_crash is not OnCrash.RETRY,
+            failures_here=route.failures_here,
+            elapsed_s=now_s - route.first_failed_s,
+            budget_s=self._placer.retry_budget_s(run),
+            can_fail_over=route.can_fail_over,
+            retry_after_s=retry_after_s,
+        )
+        return next_step(failure, draw=random.random())  # noqa: S311  no secret
+
+    async def _queue_again(self, run: LiveRun, error: GreenroomError, step: NextStep) -> None:
+        """Record what went wrong and that the run waits for its next attempt, which is another one from here on."""
+        route, writer = run.route, self._writer
+        failed = {"attempt": run.attempt, "provider": run.provider, "error_code": error.code}
+        route.failed.append(failed)
+        told = {"error_code": error.code, "error_message": error.message, "retryable": True}
+        told |= {"recourse": step.recourse.value, "delay_s": round(step.delay_s, 3)}
+        if (retry_after_s := retry_after_of(error)) is not None:
+            told["retry_after_s"] = retry_after_s
+        events = [
+            writer.event(EventType.TOOL_CALL_FAILED, run, tool_call_abandoned(started, ToolOutcome.CANCELLED))
+            for started in run.open_tool_calls.values()
+        ]
+        events.append(writer.event(EventType.ERROR_OCCURRED, run, told))
+        run.begin_next_attempt(writer.now_us())
+        queued = {"reason": f"{step.recourse.value} after {error.code}"}
+        events.append(writer.event(EventType.RUN_QUEUED, run, queued, at_us=run.queued_at_us))
+        await asyncio.shield(writer.append(events))
+        if step.recourse is Recourse.FAIL_OVER:
+            route.failed_over = {"from": run.provider, "error_code": error.code}
+            self._placer.give_up_here(run)
+        else:
+            route.stays = True
+        run.past_calls = past_calls_of(await run_history(self._writer.log, self._session.id, run.run_id, 0))
 
     async def _consume(self, run: LiveRun) -> ProviderOutcome:
         provider = self._providers.get(run.provider)
         request = await self._request(run)
-        record, room = partial(self._record, run), self._writer.log.room
+        record, room = partial(self._record, run), partial(self._room, run)
         try:
             return await consume(provider, request, run, record=record, room=room)
         except ProviderInvalidRequest as exc:
@@ -133,7 +227,7 @@ class Attempts:
 
     async def _request(self, run: LiveRun) -> ProviderRequest:
         conversation = self._conversation(run)
-        policies = [parse_policy(given, field="options.policies") for given in run.options.policies]
+        run.is_advisory = bool(run.policies) and not self._providers.manifest(run.provider, None).enforces_tool_rules
         return ProviderRequest(
             session_id=self._session.id,
             run_id=run.run_id,
@@ -142,16 +236,25 @@ class Attempts:
             messages=run.messages,
             system_prompt=self._session.context.get("system_prompt"),
             model=run.options.model,
-            max_turns=run.options.max_turns,
+            max_turns=self._max_turns(run),
             options=self._providers.options(run.provider, run.options.provider_options),
-            tools=self._guarded(run, policies),
-            policies=tuple(policies),
+            tools=self._guarded(run),
+            policies=run.policies,
             permission_mode=run.options.permission_mode,
             history=await self._history(run) if conversation is None else (),
             conversation=conversation,
             continues=run.options.continuation in _CONTINUING,
             home=self._home,
         )
+
+    def _max_turns(self, run: LiveRun) -> int | None:
+        """The run's own limit and those of its policies, where the provider can keep to one."""
+        limit = tightest(run.policies, Metric.TURNS)
+        if limit is None or not self._providers.counts_turns(run.provider):
+            if limit is not None:
+                run.warn(f"Provider {run.provider!r} does not count turns: max_turns cannot be kept.")
+            return run.options.max_turns
+        return min(int(limit), run.options.max_turns or int(limit))
 
     def _conversation(self, run: LiveRun) -> dict[str, str] | None:
         """The provider's own one to go on with, if the run wants that and there is one."""
@@ -167,11 +270,10 @@ class Attempts:
         limits = run.options.continuation_limits or TranscriptLimits()
         return tuple(transcript.messages(limits, ended_only=True, without=run.run_id))
 
-    def _guarded(self, run: LiveRun, policies: Sequence[Policy]) -> GuardedTools:
+    def _guarded(self, run: LiveRun) -> GuardedTools:
         return GuardedTools(
             self._tools,
             run,
-            policies=policies,
             approvals=self._approvals,
             past=run.past_calls,
             report=self._report_violation,
@@ -185,8 +287,25 @@ class Attempts:
         else:
             self._writer.record(new)
         run.observe(event)  # after: what cannot be stored must not come back in the run's last events
+        if event.type is EventType.TOOL_CALL_STARTED:
+            spec = self._specs.get(event.data["tool_name"])
+            run.has_acted = run.has_acted or spec is None or spec.side_effects
+        elif event.type is EventType.TOKEN_USAGE_UPDATED:
+            usage = TokenUsage.from_dict(event.data)
+            run.cost_usd = self._providers.price_usd(run.provider, run.options.model, usage)
+        if run.limits is not None:
+            run.limits.observe(event)
+
+    async def _room(self, run: LiveRun) -> None:
+        """Wait until the log has room for more, and nobody has to be asked if the run may go on."""
+        await self._writer.log.room()
+        if run.limits is not None:
+            await run.limits.cleared()
 
     def _complete(self, run: LiveRun, outcome: ProviderOutcome) -> None:
+        self._account(run, outcome)
+        if run.ended:
+            return
         try:
             data = completed_data(run, outcome)
         except ProviderError as exc:
@@ -194,6 +313,22 @@ class Attempts:
         else:
             metadata = {key: value for key, value in outcome.metadata.items() if key != CONVERSATION}
             self._end(run, EventType.RUN_COMPLETED, data, metadata=metadata)
+
+    def _account(self, run: LiveRun, outcome: ProviderOutcome) -> None:
+        """What the attempt has used in all: for its account, its policies, its budgets. It may end the run."""
+        usage, model = outcome.token_usage, outcome.model or run.options.model
+        run.token_usage = usage.to_dict()
+        run.cost_usd = outcome.cost_usd
+        if run.cost_usd is None:
+            run.cost_usd = self._providers.price_usd(run.provider, model, usage)
+        self._placer.settle(run, _report(run, AttemptEnd.SUCCEEDED))
+        self._placer.served(run)
+        if run.limits is not None and not run.ended:
+            limit = tightest(run.policies, Metric.TURNS)
+            ran_out = outcome.stop_reason == "max_turns" and limit is not None and limit == self._max_turns(run)
+            run.limits.settle(turns_ran_out_at=limit if ran_out else None)
+        if run.cost_usd is None and tightest(run.policies, Metric.COST_USD) is not None:
+            run.warn(f"The price of model {model!r} is not known: max_cost_usd was not kept.")
 
     def _fail(self, run: LiveRun, raised: GreenroomError, *, tool_outcome: ToolOutcome = ToolOutcome.CANCELLED) -> None:
         error = storable_error(raised)
@@ -209,7 +344,7 @@ class Attempts:
         if rule in run.violated or run.ended:
             return
         run.violated.add(rule)
-        data = {
+        data: dict[str, Any] = {
             "policy": verdict.policy,
             "kind": "tool_denied",
             "rule": verdict.rule,
@@ -217,10 +352,27 @@ class Attempts:
             "tool_name": tool_name,
             "tool_call_id": call_id,
         }
+        if run.is_advisory:
+            data["advisory"] = True
+        self._report_limit(run, data)
+
+    def _report_limit(self, run: LiveRun, data: dict[str, Any]) -> None:
+        run.note_violation(data)
         self._writer.record(self._writer.event(EventType.POLICY_VIOLATION, run, data))
 
     def _stop_for_violation(self, run: LiveRun, violation: PolicyViolation) -> None:
         self._fail(run, violation, tool_outcome=ToolOutcome.DENIED)
+
+
+def _report(run: LiveRun, end: AttemptEnd, *, retry_after_s: float | None = None) -> AttemptReport:
+    """What the account is told; a failed attempt that said nothing of tokens has used none."""
+    usage = TokenUsage.from_dict(run.token_usage)
+    return AttemptReport(
+        end=end,
+        input_tokens=usage.input_tokens + usage.cache_write_tokens,
+        output_tokens=usage.output_tokens,
+        retry_after_s=retry_after_s,
+    )
 
 
 def _conversation_gone(exc: ProviderInvalidRequest) -> ProviderEvent:

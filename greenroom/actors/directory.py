@@ -17,9 +17,10 @@ from ..domain.errors import GreenroomError, InvalidOperation, SessionDraining, V
 from ..domain.identifiers import SESSION_ID
 from ..domain.placement import Placement, SessionLimits
 from ..domain.provider import ProviderDeclaration
+from ..domain.routing import RouterOptions
 from ..domain.session import TENANT, Session, SessionSpec
 from .actor_states import actor_is_dead, actor_table, named_actors
-from .address import SESSION_SERVER_PREFIX, RuntimeAddress
+from .address import BREAKER_PREFIX, ROUTER_PREFIX, SESSION_SERVER_PREFIX, RuntimeAddress
 from .ray_errors import raise_bare
 from .server_launcher import RayLauncher, held_by
 from .server_pool import PlacedSession, ServerPool, Started
@@ -99,13 +100,16 @@ class Directory:
         await asyncio.shield(self._rebuilt)
         return self._settings
 
-    async def declare_providers(self, declarations: dict[str, ProviderDeclaration]) -> None:
+    async def declare(self, providers: dict[str, ProviderDeclaration], routers: dict[str, RouterOptions]) -> None:
         """Add declarations, in place of those of the same names; they hold for the runs that start from now on."""
         await asyncio.shield(self._rebuilt)
         async with self._settings_lock:
-            merged = {**self._settings["providers"], **declarations}
-            if merged != self._settings["providers"]:
-                await self._change_settings(providers=merged)
+            merged = {
+                "providers": {**self._settings["providers"], **providers},
+                "routers": {**self._settings["routers"], **routers},
+            }
+            if any(merged[name] != self._settings[name] for name in merged):
+                await self._change_settings(**merged)
 
     async def _change_settings(self, **changes: Any) -> None:
         """Durable before anybody is told: a Directory that is started anew begins with what it was made with. Under the
@@ -113,6 +117,7 @@ class Directory:
         changed = {**self._settings, **changes}
         note = {
             "providers": {name: asdict(declared) for name, declared in changed["providers"].items()},
+            "routers": {name: asdict(declared) for name, declared in changed["routers"].items()},
             "draining": changed["draining"],
         }
         await self._stores.ask_first("keep_note", self._actor_id, note)
@@ -128,8 +133,9 @@ class Directory:
     async def _remember_settings(self) -> None:
         note = await self._stores.ask_first("note", self._actor_id)
         if note is not None:
-            declared = {name: ProviderDeclaration(**one) for name, one in note["providers"].items()}
-            self._settings.update(providers=declared, draining=note["draining"])
+            declared = {name: ProviderDeclaration.from_record(one) for name, one in note["providers"].items()}
+            routers = {name: RouterOptions.from_record(one) for name, one in note["routers"].items()}
+            self._settings.update(providers=declared, routers=routers, draining=note["draining"])
 
     # Finding sessions
 
@@ -333,7 +339,15 @@ class Directory:
             self._epochs.pop(session_id, None)
         if self._settings["limiter"] is not None:
             self._settings["limiter"].drop.remote(name)
+        self._own(self._drop_permits(name))
         self._own(self._recover(name))
+
+    async def _drop_permits(self, name: str) -> None:
+        """What the server had under way at provider accounts comes back."""
+        for account in await asyncio.to_thread(named_actors, self._address.namespace, BREAKER_PREFIX):
+            with contextlib.suppress(ValueError):
+                actor: Any = await asyncio.to_thread(ray.get_actor, account, self._address.namespace)
+                actor.drop.remote(name)
 
     async def _recover(self, name: str) -> None:
         """Give the sessions that had open runs there to others."""
@@ -462,7 +476,11 @@ class Directory:
         return [{**row, "session_ids": sorted(self._placement.sessions_of(row["name"]))} for row in rows]
 
     def _actor_rows(self) -> list[dict[str, Any]]:
-        named = (*self._stores.actors, self._self, self._settings["limiter"])
+        named: list[Any] = [*self._stores.actors, self._self, self._settings["limiter"]]
+        for prefix in (BREAKER_PREFIX, ROUTER_PREFIX):
+            for name in named_actors(self._address.namespace, prefix):
+                with contextlib.suppress(ValueError):
+                    named.append(ray.get_actor(name, self._address.namespace))
         shared = {actor._actor_id.hex() for actor in named if actor is not None}  # noqa: SLF001
         names = set(named_actors(self._address.namespace, SESSION_SERVER_PREFIX))
         return actor_table(actor_ids=shared, names=names)

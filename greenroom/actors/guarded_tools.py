@@ -1,14 +1,14 @@
 """A session's tools as one attempt may use them: policies first, then a person, then what an earlier attempt did."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from ..domain.approval import Decision
 from ..domain.errors import ApprovalDenied, PolicyViolation, ToolPermissionDenied
 from ..domain.past_calls import PastCalls
+from ..domain.policy import OnViolation, Permission, Verdict, tool_verdict
 from ..domain.tool import ToolApproval, Toolbox, ToolOutcome, ToolResult, ToolSpec
-from ..domain.tool_policy import OnViolation, Permission, Policy, Verdict, tool_verdict
 from .approvals import Approvals
 from .live_run import LiveRun
 
@@ -21,7 +21,6 @@ class GuardedTools:
         tools: Toolbox,
         run: LiveRun,
         *,
-        policies: Sequence[Policy],
         approvals: Approvals,
         past: PastCalls,
         report: Callable[[LiveRun, Verdict, str, str], None],
@@ -30,7 +29,6 @@ class GuardedTools:
         """`report` records a violation: the run, the verdict, tool and call. `stop` ends the run with the error."""
         self._tools = tools
         self._run = run
-        self._policies = policies
         self._approvals = approvals
         self._past = past
         self._report = report
@@ -49,9 +47,11 @@ class GuardedTools:
         if recorded is not None:
             await asyncio.shield(recorded)  # else a crash could leave the effects of a call that nobody knows of
         approval = ToolApproval.ALWAYS if asks else self._approval_of(name)
-        verdict = tool_verdict(self._policies, name, approval)
+        verdict = tool_verdict(self._run.policies, name, approval)
         if verdict.permission is Permission.DENY:
             return self._deny(verdict, name, call_id)
+        if self._run.limits is not None and (why := await self._run.limits.allows_call(call_id)) is not None:
+            return _denied(ToolPermissionDenied.code, why)
         past = self._past.take(name, arguments, side_effects=self._has_side_effects(name))
         if past is not None:
             return past

@@ -2,18 +2,24 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..domain.approval import Approval
+from ..domain.budget import MICRO, NOTHING, Amount
 from ..domain.errors import GreenroomError
 from ..domain.event import EventType, to_microseconds
 from ..domain.event_log import Committed
 from ..domain.past_calls import PastCalls
+from ..domain.policy import Policy
 from ..domain.provider import ProviderEvent
 from ..domain.run import Run, RunResult, RunStatus
 from ..domain.run_input import Message, Role
 from ..domain.run_options import RunOptions
 from ..domain.run_outcome import cancelled_error, deadline_error
+from .run_route import RunRoute
+
+if TYPE_CHECKING:
+    from .run_limits import RunLimits
 
 _MICROSECONDS = 1_000_000
 
@@ -31,6 +37,7 @@ class LiveRun:
     messages: tuple[Message, ...]
     options: RunOptions
     provider: str
+    """Empty until a router has chosen one."""
     queued_at_us: int
     attempt: int = 1
     started_at_us: int = 0
@@ -60,7 +67,71 @@ class LiveRun:
     conversation: dict[str, str] | None = None
     """What its provider has said that it needs to go on with the conversation."""
     violated: set[str] = field(default_factory=set[str])
-    """Rules that it has broken so far."""
+    """Rules on tools that it has broken so far."""
+    route: RunRoute = field(default_factory=RunRoute)
+    policies: tuple[Policy, ...] = ()
+    """Its own, those of its session, and those of its tenant and project."""
+    limits: "RunLimits | None" = None
+    """Holds it to the limits of its policies, from its first attempt on."""
+    violations: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """What was recorded of broken rules and used up budgets."""
+    warnings: list[str] = field(default_factory=list[str])
+    """What its policies want and its provider cannot keep."""
+    is_advisory: bool = False
+    """Whether its provider may run a tool before it asks."""
+    has_acted: bool = False
+    """Whether a tool with side effects may have run in this attempt."""
+    cost_usd: float | None = None
+    """Of this attempt, as far as it is known."""
+    spent_before: Amount = NOTHING
+    """Of the attempts before it."""
+
+    def used(self) -> Amount:
+        """What all its attempts have used, as far as it is known."""
+        now = Amount.of(self.cost_usd, self.token_usage.get("total_tokens", 0))
+        cost = self.spent_before.micro_usd or 0
+        return Amount(
+            None if now.micro_usd is None and not cost else cost + (now.micro_usd or 0),
+            (self.spent_before.tokens or 0) + (now.tokens or 0),
+        )
+
+    def note_violation(self, data: dict[str, Any]) -> None:
+        """Keep for its result what was recorded."""
+        self.violations.append(data)
+
+    def warn(self, text: str) -> None:
+        """Keep for its result, once, what its policies want and nobody can keep."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def begin_next_attempt(self, queued_at_us: int) -> None:
+        """This attempt has failed, and the run goes on: what was said and used in it counts for the next one no more,
+        but for what it cost."""
+        self.spent_before = self.used()
+        self.attempt += 1
+        self.queued_at_us = queued_at_us
+        self.text.clear()
+        self.token_usage, self.cost_usd = {}, None
+        self.open_tool_calls, self.recorded_calls = {}, {}
+        self.conversation = None
+        self.has_acted = False
+        self.approvals_asked.clear()
+
+    def policy_result(self) -> dict[str, Any] | None:
+        """What the result of the run says of its policies; None where there was none, and no budget was used up."""
+        if not self.policies and not self.violations:
+            return None
+        used = self.used()
+        return {
+            "policies": [policy.name for policy in self.policies],
+            "violations": self.violations,
+            "warnings": self.warnings,
+            "advisory": self.is_advisory,
+            "usage": {
+                "total_tokens": used.tokens,
+                "cost_usd": None if used.micro_usd is None else used.micro_usd / MICRO,
+            },
+        }
 
     def observe(self, event: ProviderEvent) -> None:
         """Keep what a later stop of the run would have to account for."""
@@ -81,7 +152,14 @@ class LiveRun:
             data["output"] = {"content": "".join(self.text)}
         if self.token_usage:
             data["token_usage"] = self.token_usage
-        return data
+        if self.cost_usd is not None:
+            data["cost_usd"] = self.cost_usd
+        return data | self.extra_data()
+
+    def extra_data(self) -> dict[str, Any]:
+        """What every terminal event tells of routing and policies, where there is something to tell."""
+        told = {"routing": self.route.to_dict(self.provider, self.attempt), "policy": self.policy_result()}
+        return {name: value for name, value in told.items() if value is not None}
 
     def remaining_s(self, now_us: int) -> float:
         """Seconds to the deadline, which is measured from the start of the first attempt."""
@@ -89,7 +167,9 @@ class LiveRun:
         return self.options.deadline_s - elapsed_s
 
 
-def live_run_of(run: Run, options: RunOptions, *, number: int, provider: str) -> LiveRun:
+def live_run_of(
+    run: Run, options: RunOptions, *, number: int, provider: str, route: RunRoute, policies: tuple[Policy, ...]
+) -> LiveRun:
     """The live form of a run found open in the log."""
     first = run.first_started_at
     return LiveRun(
@@ -99,6 +179,8 @@ def live_run_of(run: Run, options: RunOptions, *, number: int, provider: str) ->
         messages=tuple(Message(Role(item["role"]), item["content"]) for item in run.input["messages"]),
         options=options,
         provider=provider,
+        route=route,
+        policies=policies,
         queued_at_us=to_microseconds(run.queued_at),
         attempt=run.attempt,
         first_started_at_us=to_microseconds(first) if first else None,
@@ -123,8 +205,8 @@ def result_of(run: LiveRun, data: dict[str, Any], *, ended_at_us: int, last_seq:
             "running_s": (ended_at_us - run.started_at_us) / _MICROSECONDS,
         },
         workspace=None,
-        policy=None,
-        routing=None,
+        policy=data.get("policy"),
+        routing=data.get("routing"),
         last_seq=last_seq,
     )
 

@@ -13,6 +13,9 @@ from typing import Any
 
 from ..adapters.json_safety import require_json_safe
 from ..domain.approval import BY_CALLER, parse_decider, parse_decision
+from ..domain.budget import BudgetOptions
+from ..domain.budget_scopes import scopes_of
+from ..domain.capability_negotiation import NegotiationStatus
 from ..domain.errors import (
     GreenroomError,
     InvalidOperation,
@@ -25,22 +28,27 @@ from ..domain.errors import (
 from ..domain.event import Event, EventType, NewEvent
 from ..domain.event_log import EventLog, EventQuery, SessionRecords, parse_types
 from ..domain.identifiers import IdFactory
+from ..domain.policy import Policy, parse_policy, preflight
 from ..domain.recovery import Recovery
 from ..domain.run import RunResult
-from ..domain.run_gate import OpenGate, RunGate
+from ..domain.run_gate import RunGate
 from ..domain.run_input import Message, parse_input
 from ..domain.run_options import Busy, RunOptions, given_options
 from ..domain.session import DRAINED, Session, SessionState, SessionStatus, next_session_status
 from ..domain.steering import SteerReceipt
 from ..domain.tool import Toolbox
 from ..domain.transcript import TranscriptLimits
+from .accounts import Accounts
 from .approvals import Approvals
 from .event_feed import PAGE_EVENTS, EventFeed
 from .live_run import LiveRun
 from .open_runs import OpenRuns
 from .past import SessionPast
+from .placement import Placer
 from .provider_set import ProviderSet
 from .run_outcomes import Outcome, RunOutcomes
+from .run_route import RunRoute
+from .session_budget import SessionBudget
 from .session_writer import SessionWriter
 from .steering_desk import SteeringDesk, not_under_way
 from .submissions import Submissions, new_among, run_ids_of
@@ -73,11 +81,14 @@ class LiveSession:
         on_lost: Callable[[], None],
         on_idle: Callable[[], None] = lambda: None,
         gate: RunGate | None = None,
+        accounts: Accounts | None = None,
+        scope_policies: Mapping[str, Mapping[str, Any]] | None = None,
         shared: bool = False,
         home: str | None = None,
     ) -> None:
-        """`on_idle` is called when the last of its runs has ended. `home` is a directory of its own, for providers. A
-        `shared` one takes no runs of providers that need a process of their own."""
+        """`on_idle` is called when the last of its runs has ended. `home` is a directory of its own, for providers.
+        `scope_policies` are those of tenants and projects, by the names of scopes. A `shared` one takes no runs of
+        providers that need a process of their own."""
         self.session_id = session.id
         self.session = session
         self.status = session.status
@@ -94,6 +105,12 @@ class LiveSession:
         self._approvals = Approvals(self._writer, expires_s=approval_expires_s)
         self._outcomes = RunOutcomes(session.id, log)
         self._past = SessionPast(session.id, log)
+        self._placer = Placer(session, providers=providers, accounts=accounts, writer=self._writer)
+        self._scope_policies = [
+            parse_policy(scope_policies[scope], field=f"limits of {scope}")
+            for scope in scopes_of(session.tenant, session.project)
+            if scope_policies and scope in scope_policies
+        ]
         self._runs = OpenRuns(
             session,
             writer=self._writer,
@@ -101,7 +118,9 @@ class LiveSession:
             providers=providers,
             tools=tools,
             outcomes=self._outcomes,
-            gate=gate or OpenGate(),
+            placer=self._placer,
+            gate=gate,
+            budget=SessionBudget(session.id, BudgetOptions(**session.budget), log) if session.budget else None,
             on_idle=on_idle,
             home=home,
             past=self._past,
@@ -172,9 +191,9 @@ class LiveSession:
     def _admit(self, inputs: Sequence[object], options: RunOptions) -> list[LiveRun]:
         """Everything that can refuse a submit; changes nothing."""
         self._refuse_unless_open()
-        provider = options.provider or self.session.provider
-        self.providers.check(provider, options)
-        if self.is_shared and not self.providers.runs_in_process(provider):
+        self.plan(options)
+        name = options.router or options.provider or self.session.provider
+        if self.is_shared and not self.providers.runs_in_process(name):
             raise NeedsOwnServer
         messages = [parse_input(given, max_bytes=self._max_input_bytes) for given in inputs]
         if options.busy is Busy.REJECT and not self.queue.has_free_slot:
@@ -183,7 +202,18 @@ class LiveSession:
                 details={"in_flight": len(self.queue.running)},
             )
         self.queue.admit(len(messages) - self._interruptible(options, len(messages)))
-        return [self._new_run(message, options, provider, index) for index, message in enumerate(messages, start=1)]
+        return [self._new_run(message, options, index) for index, message in enumerate(messages, start=1)]
+
+    def plan(self, options: RunOptions) -> tuple[str, RunRoute, tuple[Policy, ...]]:
+        """The provider of a run with these options, its way there, and its policies. Everything that can be known to go
+        wrong is refused: ValidationError, CapabilityNotSupported, MissingRequiredCapability, PolicyViolation."""
+        provider, route = self._placer.plan(options)
+        if not options.policies and not self._scope_policies:
+            return provider, route, ()
+        own = [parse_policy(given, field="options.policies") for given in options.policies]
+        policies = (*self._scope_policies, *own)
+        preflight(policies)
+        return provider, route, policies
 
     def _interruptible(self, options: RunOptions, count: int) -> int:
         """How many runs have to go for so many new ones."""
@@ -223,7 +253,8 @@ class LiveSession:
         if self._closed:
             raise SessionMoved(details={"session_id": self.session_id})
 
-    def _new_run(self, messages: tuple[Message, ...], options: RunOptions, provider: str, offset: int) -> LiveRun:
+    def _new_run(self, messages: tuple[Message, ...], options: RunOptions, offset: int) -> LiveRun:
+        provider, route, policies = self.plan(options)
         return LiveRun(
             run_id=self._writer.ids.run_id(),
             session_id=self.session_id,
@@ -231,6 +262,8 @@ class LiveSession:
             messages=messages,
             options=options,
             provider=provider,
+            route=route,
+            policies=policies,
             queued_at_us=self._writer.now_us(),
         )
 
@@ -239,7 +272,9 @@ class LiveSession:
         event, options = self._writer.event, given_options(runs[0].options)  # those of one call have the same
         for run, key in zip(runs, keys, strict=True):
             metadata = {"call_id": call_id} if key is None else {"call_id": call_id, "idempotency_key": key}
-            data = {"options": options, "message_count": len(run.messages)}
+            data: dict[str, Any] = {"options": options, "message_count": len(run.messages)}
+            if run.route.negotiation.status is NegotiationStatus.DEGRADED:
+                data["negotiation"] = run.route.negotiation.to_dict()
             events.append(event(EventType.RUN_QUEUED, run, data, metadata=metadata, at_us=run.queued_at_us))
             events += [
                 event(EventType.MESSAGE_SENT, run, {"role": message.role.value, "content": message.content})

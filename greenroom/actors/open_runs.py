@@ -15,12 +15,17 @@ from ..domain.run_gate import RunGate
 from ..domain.run_queue import RunQueue
 from ..domain.session import Session
 from ..domain.tool import Toolbox, ToolOutcome
+from .admissions import Admissions
 from .approvals import Approvals
 from .attempts import Attempts
 from .live_run import LiveRun, error_of, result_of
 from .past import SessionPast
+from .placement import Placer
+from .provider_attempt import storable_error
 from .provider_set import ProviderSet
 from .run_outcomes import Outcome, RunOutcomes
+from .run_starts import start_events
+from .session_budget import SessionBudget
 from .session_writer import SessionWriter
 
 
@@ -53,7 +58,9 @@ class OpenRuns:
         providers: ProviderSet,
         tools: Toolbox,
         outcomes: RunOutcomes,
-        gate: RunGate,
+        placer: Placer,
+        gate: RunGate | None,
+        budget: SessionBudget | None,
         on_idle: Callable[[], None],
         home: str | None,
         past: SessionPast,
@@ -65,7 +72,15 @@ class OpenRuns:
         self._writer = writer
         self._approvals = approvals
         self._outcomes = outcomes
-        self._gate = gate
+        self._admissions = Admissions(
+            session,
+            placer=placer,
+            gate=gate,
+            budget=budget,
+            approvals=approvals,
+            writer=writer,
+            refuse=self._refuse,
+        )
         self._on_idle = on_idle
         self._attempts = Attempts(
             session,
@@ -74,6 +89,7 @@ class OpenRuns:
             writer=writer,
             approvals=approvals,
             end=self.end,
+            placer=placer,
             home=home,
             past=past,
         )
@@ -141,7 +157,7 @@ class OpenRuns:
             if fate in (Recovery.RETRY, Recovery.RESUME):
                 run.attempt += 1
                 run.queued_at_us = self._writer.now_us()
-                data = {"reason": f"{fate.value} after crash"}
+                data = {"reason": f"{fate.value} after crash"}  # one of CRASH_REASONS
                 events.append(self._writer.event(EventType.RUN_QUEUED, run, data, at_us=run.queued_at_us))
             elif fate is not Recovery.WAIT:
                 event_type, data = _ending_of(run, fate, error)
@@ -163,8 +179,7 @@ class OpenRuns:
         for run in started:
             run.started_at_us = self._writer.now_us()
             run.first_started_at_us = run.first_started_at_us or run.started_at_us
-            data = {"model": run.options.model}
-            events.append(self._writer.event(EventType.RUN_STARTED, run, data, at_us=run.started_at_us))
+            events += start_events(self._writer, run)
         if not events:
             return None
         committed = self._writer.append(events)
@@ -178,9 +193,12 @@ class OpenRuns:
 
     def _may_start(self, run_id: str) -> bool:
         """Whether the limits of the whole runtime let the run start now; if not, it is tried again when they may."""
-        run = self._runs[run_id]
-        tenant, priority = self._session.tenant, run.options.priority
-        return self._gate.admit(run_id, provider=run.provider, tenant=tenant, priority=priority, retry=self._retry)
+        return self._admissions.admit(self._runs[run_id], self._retry)
+
+    def _refuse(self, run: LiveRun, error: GreenroomError) -> None:
+        error = storable_error(error)
+        data = run.stopped_data(error=error.to_record(), error_code=error.code, error_message=error.message)
+        self.end(run, EventType.RUN_FAILED, data, error=error)
 
     def _retry(self) -> None:
         if not self._closed:
@@ -242,7 +260,9 @@ class OpenRuns:
         """Take the run off queue, clock and provider, and add the events that close it, the terminal one last."""
         run.ended = True
         self.queue.leave(run.run_id)
-        self._gate.release(run.run_id)
+        self._admissions.release(run)
+        if run.limits is not None:
+            run.limits.close()
         if run.deadline is not None:
             run.deadline.cancel()
         if run.task is not None and run.task is not asyncio.current_task():
@@ -288,10 +308,12 @@ class OpenRuns:
                 run.deadline.cancel()
             if run.task is not None and run.task is not asyncio.current_task():
                 run.task.cancel()
+            if run.limits is not None:
+                run.limits.close()
             for waiter in run.waiters:
                 if not waiter.done():
                     waiter.set_exception(moved)
-            self._gate.release(run.run_id)
+            self._admissions.release(run)
         self._none_left.set()
 
     async def given_up(self) -> None:

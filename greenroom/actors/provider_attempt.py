@@ -7,7 +7,14 @@ from typing import Any
 from ..domain.errors import GreenroomError, ProviderError, SessionMoved, WriterFenced, error_from_record
 from ..domain.event import RECORD_TYPES
 from ..domain.json_values import check_json_safe
-from ..domain.provider import Provider, ProviderConversation, ProviderEvent, ProviderOutcome, ProviderRequest
+from ..domain.provider import (
+    Provider,
+    ProviderConversation,
+    ProviderEvent,
+    ProviderLevels,
+    ProviderOutcome,
+    ProviderRequest,
+)
 from .live_run import LiveRun
 
 
@@ -35,6 +42,9 @@ async def consume(
             if isinstance(item, ProviderConversation):
                 run.conversation = _checked_handle(run, item)
                 continue
+            if isinstance(item, ProviderLevels):
+                run.route.levels = item.levels
+                continue
             if item.type in RECORD_TYPES:
                 raise ProviderError(f"Provider {run.provider!r} gave {item.type}, which only the session may.")
             record(item)
@@ -55,14 +65,15 @@ def _checked_handle(run: LiveRun, conversation: ProviderConversation) -> dict[st
 
 
 def completed_data(run: LiveRun, outcome: ProviderOutcome) -> dict[str, Any]:
-    """The data of run_completed. ProviderError if the outcome holds what an event cannot."""
+    """The data of run_completed. ProviderError if the outcome holds what an event cannot. What it cost is what the
+    provider says, else what is known of the run."""
     output: dict[str, Any] = {"content": outcome.content}
     if outcome.structured is not None:
         output["structured"] = outcome.structured
     data = {
         "output": output,
         "token_usage": outcome.token_usage.to_dict(),
-        "cost_usd": outcome.cost_usd,
+        "cost_usd": run.cost_usd,
         "stop_reason": outcome.stop_reason,
         "turn_count": outcome.turn_count,
         "model": outcome.model or run.options.model,
@@ -72,7 +83,7 @@ def completed_data(run: LiveRun, outcome: ProviderOutcome) -> dict[str, Any]:
         check_json_safe(outcome.metadata)
     except ValueError as exc:
         raise ProviderError(f"Provider {run.provider!r} gave an outcome that is not JSON-safe: {exc}.") from exc
-    return data
+    return data | run.extra_data()
 
 
 def storable_error(raised: GreenroomError) -> GreenroomError:

@@ -4,12 +4,16 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from ..adapters.providers.manifests import manifest
 from ..adapters.providers.registry import BUILT_IN_DECLARATIONS, ProviderClass, provider_class
+from ..domain.capability_negotiation import Manifest
 from ..domain.errors import CapabilityNotSupported, ValidationError
 from ..domain.permission_mode import PermissionMode
 from ..domain.provider import Provider, ProviderDeclaration
+from ..domain.routing import RouterOptions
 from ..domain.run_options import Continuation, RunOptions
 from ..domain.secret_names import secret_names_in
+from ..domain.token_usage import TokenUsage
 
 MAX_MERGED = 256
 """Different options of runs that are kept merged with the declared ones."""
@@ -18,15 +22,23 @@ MAX_MERGED = 256
 class ProviderSet:
     """Providers of one session, by name."""
 
-    def __init__(self, declarations: Mapping[str, ProviderDeclaration]) -> None:
+    def __init__(
+        self,
+        declarations: Mapping[str, ProviderDeclaration],
+        routers: Mapping[str, RouterOptions] | None = None,
+    ) -> None:
         self._declarations = {**BUILT_IN_DECLARATIONS, **declarations}
+        self._routers = dict(routers or {})
         self._instances: dict[str, Provider] = {}
         self._replaced: list[Provider] = []
         """Instances of former declarations: runs may be under way at them, and they may keep clients."""
+        self._manifests: dict[tuple[str, str | None], Manifest] = {}
         # Provider and identity of a run's options -> those options (so that the identity stays theirs), and the merged.
         self._merged: dict[tuple[str, int], tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
 
-    def declare(self, declarations: Mapping[str, ProviderDeclaration]) -> None:
+    def declare(
+        self, declarations: Mapping[str, ProviderDeclaration], routers: Mapping[str, RouterOptions] | None = None
+    ) -> None:
         """Take over new declarations; they hold for the runs that start from now on.
 
         An instance stays, since runs may be under way at it: it is given its options with each of them. Only one of
@@ -39,6 +51,35 @@ class ProviderSet:
                 self._merged.clear()
             if known is not None and known.kind != declared.kind and name in self._instances:
                 self._replaced.append(self._instances.pop(name))
+        self._routers = dict(routers or {})
+        self._manifests.clear()
+
+    def router(self, name: str | None) -> RouterOptions | None:
+        """The router of this name, if it is one."""
+        return self._routers.get(name) if name is not None else None
+
+    def manifest(self, name: str, model: str | None) -> Manifest:
+        """What the provider can do with the model."""
+        found = self._manifests.get((name, model))
+        if found is None:
+            found = manifest(self._declared(name), model)
+            if len(self._manifests) < MAX_MERGED:
+                self._manifests[name, model] = found
+        return found
+
+    def price_usd(self, name: str, model: str | None, usage: TokenUsage) -> float | None:
+        """What so many tokens of the model cost; None: nobody knows."""
+        kind = provider_class(self._declared(name).kind)
+        model = model or self.manifest(name, None).model
+        if model is None or not (price_list := getattr(kind, "PRICE_LIST", None)):
+            return None
+        from ..adapters.prices import price_usd  # noqa: PLC0415  the price list takes 60 ms and 10 MB
+
+        return price_usd(model, usage, price_list)
+
+    def counts_turns(self, name: str) -> bool:
+        """Whether the provider can keep to a number of turns."""
+        return bool(getattr(provider_class(self._declared(name).kind), "COUNTS_TURNS", True))
 
     def check(self, name: str, run: RunOptions) -> None:
         """Refuse a run that the provider cannot carry out as its options say: ValidationError where there is no such
@@ -56,8 +97,11 @@ class ProviderSet:
                 del self._merged[next(iter(self._merged))]
 
     def runs_in_process(self, name: str) -> bool:
-        """Whether the provider starts no processes and keeps no working directory, so that sessions can share one."""
-        return bool(getattr(provider_class(self._declared(name).kind), "RUNS_IN_PROCESS", False))
+        """Whether the provider, or all of the router, starts no processes and keeps no working directory, so that
+        sessions can share one."""
+        router = self._routers.get(name)
+        kinds = [self._declared(one).kind for one in (router.providers if router else (name,))]
+        return all(getattr(provider_class(kind), "RUNS_IN_PROCESS", False) for kind in kinds)
 
     def get(self, name: str) -> Provider:
         """The provider, made now if this is its first use."""
@@ -84,8 +128,9 @@ class ProviderSet:
     def _declared(self, name: str) -> ProviderDeclaration:
         declared = self._declarations.get(name)
         if declared is None:
-            near = difflib.get_close_matches(name, self._declarations, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"declared are: {', '.join(sorted(self._declarations))}."
+            known = [*self._declarations, *self._routers]
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"declared are: {', '.join(sorted(known))}."
             raise ValidationError(f"Provider {name!r} is not declared; {hint}", details={"field": "provider"})
         return declared
 

@@ -35,12 +35,14 @@ from ..domain.errors import (
 )
 from ..domain.event_log import MAX_READ_LIMIT
 from ..domain.provider import ProviderDeclaration
+from ..domain.routing import RouterOptions
 from ..domain.run import Run, RunResult, RunStatus
 from ..domain.session import Session, SessionSpec, SessionState
 from ..domain.verification import Verification
 from . import ray_cluster
-from .actor_states import actor_is_dead
-from .address import LIMITER, RuntimeAddress
+from .account_actors import start_accounts, start_routers
+from .actor_states import actor_is_dead, named_actors
+from .address import BREAKER_PREFIX, LIMITER, ROUTER_PREFIX, RuntimeAddress
 from .event_stream import EventStream
 from .ray_errors import raise_bare
 from .runtime_file import RuntimeRecord, remove_record
@@ -128,10 +130,22 @@ class Runtime:
             pid=os.getpid(),
         )
 
-    def declare_providers(self, declarations: dict[str, ProviderDeclaration]) -> None:
-        """Add providers to the runtime, in place of those of the same names."""
-        if declarations:
-            self._wait(self._ask(self._directory.declare_providers.remote(declarations)))
+    def declare(self, providers: dict[str, ProviderDeclaration], routers: dict[str, RouterOptions]) -> None:
+        """Add providers and routers to the runtime, in place of those of the same names."""
+        if providers or routers:
+            self._wait(self._declare(providers, routers))
+
+    async def _declare(self, providers: dict[str, ProviderDeclaration], routers: dict[str, RouterOptions]) -> None:
+        settings = await self._ask(self._directory.settings.remote())
+        merged = {**settings["providers"], **providers}, {**settings["routers"], **routers}
+        namespace = self._address.namespace
+        for answer in await asyncio.to_thread(
+            start_accounts, *merged, namespace=namespace, lease_s=settings["lease_s"]
+        ):
+            await self._ask(answer)
+        await self._ask(self._directory.declare.remote(providers, routers))
+        for answer in await asyncio.to_thread(start_routers, merged[1], namespace=namespace, directory=self._directory):
+            await self._ask(answer)
 
     # Sessions
 
@@ -149,9 +163,13 @@ class Runtime:
         max_concurrent_runs: int = 1,
         max_queued_runs: int = 100,
         run_defaults: Mapping[str, Any] | None = None,
+        budget: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> SessionHandle:
         """Open a session; with the id of one that exists, resume that one as it is.
+
+        `provider` may be a router. `budget` is what all of its runs may use together: `max_cost_usd`,
+        `max_total_tokens`, `on_violation`.
 
         `tools` are Python callables, or `"package.module:function"`. A repeated idempotency key gives the session that
         the first call opened. Raises ValidationError that names the argument; nothing is stored then.
@@ -166,6 +184,7 @@ class Runtime:
             "max_concurrent_runs": max_concurrent_runs,
             "max_queued_runs": max_queued_runs,
             "run_defaults": dict(run_defaults or {}),
+            "budget": None if budget is None else dict(budget),
         }
         spec = parse_options(SessionSpec, values, field="open_session")
         for name in ("context", "metadata", "run_defaults"):
@@ -183,9 +202,13 @@ class Runtime:
         return self._wait(self.aopen_session(session_id, **arguments))
 
     async def _check_provider(self, name: str | None) -> None:
-        if name is not None and name not in await self._providers():
+        if name is None:
+            return
+        settings = await self._ask(self._directory.settings.remote())
+        known = {*BUILT_IN_DECLARATIONS, *settings["providers"], *settings["routers"]}
+        if name not in known:
             raise ValidationError(
-                f"Provider {name!r} is not declared; declared are: {', '.join(sorted(await self._providers()))}.",
+                f"Provider {name!r} is not declared; declared are: {', '.join(sorted(known))}.",
                 details={"field": "provider"},
             )
 
@@ -545,8 +568,13 @@ class Runtime:
         except (TimeoutError, GreenroomError):
             return
         ray.kill(self._directory)
-        with contextlib.suppress(ValueError):
-            ray.kill(await asyncio.to_thread(ray.get_actor, LIMITER, self._address.namespace))
+        namespace = self._address.namespace
+        deciding = [LIMITER]
+        for prefix in (BREAKER_PREFIX, ROUTER_PREFIX):
+            deciding += await asyncio.to_thread(named_actors, namespace, prefix)
+        for name in deciding:
+            with contextlib.suppress(ValueError):
+                ray.kill(await asyncio.to_thread(ray.get_actor, name, namespace))
         servers: list[Any] = []
         for name in names:
             with contextlib.suppress(ValueError):
@@ -634,7 +662,7 @@ def _packed(tools: Sequence[Any]) -> bytes | None:
 _SESSION_OPTIONS = frozenset(
     {
         *("session_id", "agent_id", "context", "tags", "parent_session_id", "tools"),
-        *("max_concurrent_runs", "max_queued_runs", "run_defaults", "provider"),
+        *("max_concurrent_runs", "max_queued_runs", "run_defaults", "provider", "budget"),
     }
 )
 

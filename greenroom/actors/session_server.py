@@ -30,6 +30,7 @@ from ..domain.run import RunResult
 from ..domain.session import SessionSpec, SessionStatus
 from ..domain.steering import SteerReceipt
 from ..domain.tool import NoTools, Toolbox
+from .accounts import Accounts, managed
 from .activation import activate
 from .live_session import LiveSession, NeedsOwnServer
 from .provider_set import ProviderSet
@@ -86,6 +87,8 @@ class SessionServer:
         self._left = 0
         limiter = settings["limiter"]
         self._permits = _permits(limiter, name) if limiter is not None else None
+        self._accounts = Accounts(name, settings["namespace"])
+        self._accounts.manage(managed(settings["providers"], settings["routers"]))
         self._tasks: set[asyncio.Task[Any]] = set()
         restored = ray.get_runtime_context().was_current_actor_reconstructed
         self._own(self._look_around(at_once=restored))
@@ -163,8 +166,9 @@ class SessionServer:
     async def change_settings(self, settings: Mapping[str, Any]) -> None:
         """Hold from now on: declared providers for the runs that start, draining for those that are submitted."""
         self._settings.update(settings)
+        self._accounts.manage(managed(self._settings["providers"], self._settings["routers"]))
         for live in self._live.values():
-            live.providers.declare(self._settings["providers"])
+            live.providers.declare(self._settings["providers"], self._settings["routers"])
             live.refuses_runs = self._settings["draining"]
 
     async def stop(self) -> None:
@@ -187,7 +191,7 @@ class SessionServer:
             spec=spec,
             idempotency_key=idempotency_key,
             log=self._log,
-            providers=ProviderSet(self._settings["providers"]),
+            providers=ProviderSet(self._settings["providers"], self._settings["routers"]),
             home=str(home_of(self._settings["homes"], session_id)),
             default_provider=self._settings["default_provider"],
             max_input_bytes=self._settings["max_input_bytes"],
@@ -198,9 +202,11 @@ class SessionServer:
             on_lost=lambda: self._lost(session_id),
             on_idle=lambda: self._idle(session_id),
             gate=self._permits,
+            accounts=self._accounts,
+            scope_policies=self._settings["scope_policies"],
             shared=shared,
         )
-        live.providers.declare(self._settings["providers"])  # they may have changed meanwhile
+        live.providers.declare(self._settings["providers"], self._settings["routers"])  # they may be others by now
         live.refuses_runs = self._settings["draining"]
         self._live[session_id] = live
         return live
@@ -279,6 +285,7 @@ class SessionServer:
                 standing: str = await self._directory.renew.remote(self._name)
                 if self._permits is not None:
                     await self._permits.renew()
+                await self._accounts.renew()
             except ray.exceptions.RayError:
                 standing = Standing.UNKNOWN
             if standing == Standing.LAPSED:  # somebody else has the sessions: what is here is of no use to anybody

@@ -13,10 +13,12 @@ import ray.exceptions
 import ray.util.scheduling_strategies
 
 from ..adapters.data_dir import MEMORY_DATA_DIR, recorded_shards
+from ..adapters.providers.registry import BUILT_IN_DECLARATIONS
 from ..adapters.session_homes import homes_folder
 from ..adapters.settings import Settings, load_settings
 from ..domain.errors import GreenroomError, InvalidOperation, StorageConnectionFailed, ValidationError
 from . import ray_cluster
+from .account_actors import SHARED_ACTOR
 from .address import DIRECTORY, LIMITER, RuntimeAddress, event_store_name
 from .directory import Directory
 from .event_store import EventStore
@@ -30,18 +32,6 @@ from .store_shards import StoreShards
 
 START_LOCK_S = 60.0
 """How long to wait for another process that starts a runtime on the same data_dir right now."""
-
-_ACTOR_OPTIONS: dict[str, Any] = {
-    "lifetime": "detached",
-    "num_cpus": 0,
-    "max_restarts": -1,
-    "max_task_retries": -1,
-    "max_concurrency": 100_000,  # at Ray's default of 1,000 waiting calls starve the others
-    # Ray keeps the history of the newest 100,000 calls in its control store: 75 KB for each session that was opened and
-    # run once, or 70 MB between the 500th and the 1,500th. Our own log has what happened.
-    "enable_task_events": False,
-    "get_if_exists": True,
-}
 
 _started: dict[str, Runtime] = {}
 """Runtimes of this process by data_dir: starting twice gives the same one."""
@@ -59,19 +49,19 @@ def start(config: Mapping[str, Any] | Settings | None = None, **overrides: Any) 
     there.
     """
     settings = load_settings(config, overrides)
-    declarations = settings.declarations()
-    if settings.default_provider not in {*declarations, "scripted", "shell", "claude"}:
+    declarations, routers = settings.declarations(), settings.router_options()
+    if settings.default_provider not in {*declarations, *BUILT_IN_DECLARATIONS, *routers}:
         raise ValidationError(
-            f"default_provider {settings.default_provider!r} is not declared under providers.",
+            f"default_provider {settings.default_provider!r} is not declared under providers or routers.",
             details={"field": "default_provider"},
         )
     data_dir = MEMORY_DATA_DIR if settings.is_memory else str(_prepared(Path(settings.data_dir)))
     known = _started.get(data_dir)
     if known is not None and known.is_alive:
-        known.declare_providers(declarations)
+        known.declare(declarations, routers)
         return known
     runtime = _start_in_memory(settings) if settings.is_memory else _start_on_disk(settings, Path(data_dir))
-    runtime.declare_providers(declarations)
+    runtime.declare(declarations, routers)
     _started[data_dir] = runtime
     return runtime
 
@@ -170,7 +160,7 @@ def _wire(address: RuntimeAddress, settings: Settings, *, owns_ray: bool) -> Run
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         node_id=ray.get_runtime_context().get_node_id(), soft=False
     )  # where the disk is: without the store the others can do nothing
-    options = {**_ACTOR_OPTIONS, "namespace": address.namespace, "scheduling_strategy": here}
+    options = {**SHARED_ACTOR, "namespace": address.namespace, "scheduling_strategy": here}
     stores: list[Any] = [
         ray.remote(EventStore)
         .options(name=event_store_name(shard), **options)
@@ -190,7 +180,7 @@ def _wire(address: RuntimeAddress, settings: Settings, *, owns_ray: bool) -> Run
     limits = settings.slot_limits()
     limiter: Any = None
     if limits.are_set:
-        limiter = ray.remote(Limiter).options(name=LIMITER, **options).remote(limits, settings.lease_s)
+        limiter = ray.remote(Limiter).options(name=LIMITER, **options).remote(limits, settings.lease_s, sharded)
     directory: Any = (
         ray.remote(Directory)
         .options(name=DIRECTORY, **options)
@@ -204,7 +194,10 @@ def _server_settings(settings: Settings, address: RuntimeAddress) -> dict[str, A
     """What the Directory and the session servers go by."""
     return {
         "homes": str(homes_folder(address.data_dir, address.namespace)),
+        "namespace": address.namespace,
         "providers": settings.declarations(),
+        "routers": settings.router_options(),
+        "scope_policies": settings.scope_policies(),
         "default_provider": settings.default_provider,
         "max_input_bytes": settings.limits.max_input_bytes,
         "spill_bytes": settings.event_store.spill_bytes,

@@ -8,11 +8,12 @@ from .logs import get_logger
 _log = get_logger(__name__)
 
 
-def price_usd(model: str, usage: TokenUsage, provider: str = "anthropic") -> float | None:
-    """The price of ONE request in US dollars; None for a model that is not in the list. Never raises.
+def price_usd(model: str, usage: TokenUsage, provider: str | None = "anthropic") -> float | None:
+    """The price of ONE request in US dollars; None for a model that is not in the list of that provider (of any, if
+    none is given). Never raises.
 
-    Prices may rise with the size of a request, so several requests are priced one by one and added, never as a sum of
-    their tokens.
+    Prices may rise with the size of a request, so several requests are priced one by one and added where they are
+    known, never as a sum of their tokens.
     """
     try:
         return float(calc_price(_billed(usage), model_ref=model, provider_id=provider).total_price)
@@ -21,6 +22,12 @@ def price_usd(model: str, usage: TokenUsage, provider: str = "anthropic") -> flo
     except Exception as exc:  # noqa: BLE001  # a fault in a price list must not fail a run that has succeeded
         _log.warning("price_unknown", model=model, provider=provider, error=repr(exc))
         return None
+
+
+def million_token_price_usd(model: str, provider: str | None) -> float | None:
+    """What a million tokens in and as many out cost, in requests of a thousand each."""
+    price = price_usd(model, TokenUsage(input_tokens=1_000, output_tokens=1_000), provider)
+    return None if price is None else price * 1_000
 
 
 def _billed(usage: TokenUsage) -> Usage:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..domain.errors import CapabilityNotSupported, ValidationError
+from ..domain.policy import parse_policy
 from ..domain.run_options import DEFAULT_RUN_OPTIONS, LATER_OPTIONS, RunOptions, given_options, merge_options
-from ..domain.tool_policy import parse_policy
 from .json_safety import require_json_safe
 
 

@@ -8,14 +8,19 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError as PydanticError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from ..domain.budget import BudgetOptions
+from ..domain.budget_scopes import RUNTIME, project_scope, tenant_scope
 from ..domain.errors import ValidationError
 from ..domain.placement import SessionLimits
+from ..domain.policy import parse_policy, preflight
 from ..domain.provider import ProviderDeclaration
+from ..domain.routing import RouterOptions
 from ..domain.run_input import MAX_INPUT_BYTES
 from ..domain.sharding import MAX_SHARDS
 from ..domain.slots import SlotLimits
 from .data_dir import MEMORY_DATA_DIR
-from .providers.registry import declaration
+from .option_parsing import parse_options
+from .providers.registry import BUILT_IN_DECLARATIONS, declaration
 from .store_options import MEBIBYTE, StoreOptions
 
 _STORE = StoreOptions()
@@ -23,6 +28,17 @@ _STORE = StoreOptions()
 AtLeastOne = Annotated[int, Field(ge=1)]
 
 CONFIG_FILE = "greenroom.toml"
+
+
+class ScopeLimits(BaseModel):
+    """What holds for all runs of a tenant, or of a project."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    policy: dict[str, Any] | None = None
+    """A policy that each of its runs has, beside its own."""
+    budget: BudgetOptions | None = None
+    """What all of them may use together."""
 
 
 class Limits(BaseModel):
@@ -40,6 +56,20 @@ class Limits(BaseModel):
     """Sessions on servers at once whose default provider this is, by its name; others wait in line."""
     live_sessions_per_tenant: int | None = Field(default=None, ge=1)
     """Sessions on servers at once of each tenant; others wait in line."""
+    budget: BudgetOptions | None = None
+    """What all runs of the runtime may use together."""
+    tenants: dict[str, ScopeLimits] = Field(default_factory=dict[str, ScopeLimits])
+    """By the `tenant` in the metadata of a session."""
+    projects: dict[str, ScopeLimits] = Field(default_factory=dict[str, ScopeLimits])
+    """By the `project` in the metadata of a session."""
+
+    def scopes(self) -> dict[str, ScopeLimits]:
+        """All of them, by the names of scopes."""
+        return {
+            RUNTIME: ScopeLimits(budget=self.budget),
+            **{tenant_scope(name): limits for name, limits in self.tenants.items()},
+            **{project_scope(name): limits for name, limits in self.projects.items()},
+        }
 
 
 class RetentionSettings(BaseModel):
@@ -92,6 +122,9 @@ class Settings(BaseSettings):
     """Address of a Ray cluster to use; None: the one that this process is connected to, else a new local one."""
     providers: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]])
     default_provider: str = "scripted"
+    routers: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]])
+    """Routers by name: `providers` (in the order of preference), `strategy`, `weights`, `max_attempts`, `sticky_ttl_s`,
+    `all_open`. Their names are used where providers' are."""
     warm_pool: int = Field(default=1, ge=0)
     """Session servers that are kept started for sessions to come."""
     idle_after_s: float = Field(default=60.0, gt=0)
@@ -136,7 +169,16 @@ class Settings(BaseSettings):
             total=self.max_running_runs,
             per_provider=self.limits.running_runs_per_provider,
             per_tenant=self.limits.running_runs_per_tenant,
+            budgets={name: limits.budget for name, limits in self.limits.scopes().items() if limits.budget is not None},
         )
+
+    def scope_policies(self) -> dict[str, dict[str, Any]]:
+        """The policies of tenants and projects by the names of scopes, checked."""
+        policies = {name: one.policy for name, one in self.limits.scopes().items() if one.policy is not None}
+        for name, policy in policies.items():
+            kind, _, scope = name.partition(":")
+            preflight([parse_policy(policy, field=f"limits.{kind}s.{scope}.policy")])
+        return policies
 
     def session_limits(self) -> SessionLimits:
         """How many sessions may be on servers at once."""
@@ -153,6 +195,34 @@ class Settings(BaseSettings):
     def declarations(self) -> dict[str, ProviderDeclaration]:
         """The declared providers, checked."""
         return {name: declaration(name, declared) for name, declared in self.providers.items()}
+
+    def router_options(self) -> dict[str, RouterOptions]:
+        """The declared routers, checked."""
+        known = {*BUILT_IN_DECLARATIONS, *self.providers}
+        return {name: _router(name, declared, known) for name, declared in self.routers.items()}
+
+
+def _router(name: str, declared: Mapping[str, Any], known: Collection[str]) -> RouterOptions:
+    field = f"routers.{name}"
+    if name in known:
+        raise ValidationError(
+            f"{field}: there is a provider of this name; give the router another.", details={"field": field}
+        )
+    try:
+        router = parse_options(RouterOptions, declared, field=field)
+    except ValidationError as exc:
+        at_fault = str(exc.details.get("field"))
+        if at_fault.startswith(field):
+            raise
+        raise ValidationError(f"{field}.{exc.message}", details={"field": f"{field}.{at_fault}"}) from None
+    for provider in router.providers:
+        if provider not in known:
+            near = difflib.get_close_matches(provider, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"declared are: {', '.join(sorted(known))}."
+            raise ValidationError(
+                f"{field}.providers: {provider!r} is not declared; {hint}", details={"field": f"{field}.providers"}
+            )
+    return router
 
 
 def load_settings(config: Mapping[str, Any] | Settings | None, overrides: Mapping[str, Any]) -> Settings:
@@ -174,7 +244,7 @@ def _fields_at(path: Sequence[str]) -> Collection[str]:
     """The names that are known there."""
     model: type[BaseModel] = Settings
     for name in path:
-        candidates = (Limits, EventStoreSettings, RetentionSettings)
+        candidates = (Limits, ScopeLimits, EventStoreSettings, RetentionSettings)
         annotation = str(model.model_fields[name].annotation) if name in model.model_fields else ""
         model = next((candidate for candidate in candidates if candidate.__name__ in annotation), model)
     return model.model_fields

@@ -2,38 +2,19 @@
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, Protocol
 
+from .capability import Capability, CapabilityType, ModelAbilities
+from .circuit import BreakerOptions
 from .event import EventType
 from .permission_mode import PermissionMode
+from .policy import Policy
+from .rate_budget import RateLevels, RateOptions
 from .run_input import Message
 from .secret_names import masked
 from .token_usage import TokenUsage
 from .tool import Toolbox
-from .tool_policy import Policy
 from .transcript import TranscriptMessage
-
-
-class CapabilityType(StrEnum):
-    """What kind of thing a provider can do."""
-
-    TOOL = "tool"
-    RESOURCE = "resource"
-    PROMPT = "prompt"
-    SAMPLING = "sampling"
-    FILE_ACCESS = "file_access"
-    NETWORK_ACCESS = "network_access"
-    CODE_EXECUTION = "code_execution"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capability:
-    """One thing that a provider can do."""
-
-    name: str
-    type: CapabilityType
-    description: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +35,8 @@ class ProviderRequest:
     """The declared options of the provider with the run's own laid over them."""
     tools: Toolbox
     policies: tuple[Policy, ...] = ()
-    """What `tools` decides by, for a provider whose agent has to be told before it begins."""
+    """What `tools` decides by, for a provider whose agent has to be told before it begins. Their limits are kept by the
+    session; a provider that can keep them itself does so too."""
     permission_mode: PermissionMode = PermissionMode.DEFAULT
     history: tuple[TranscriptMessage, ...] = ()
     """What was said in the session before, where the run is to be told of it."""
@@ -87,6 +69,13 @@ class ProviderConversation:
     handle: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class ProviderLevels:
+    """What an answer of the provider says of the rate limits of the account."""
+
+    levels: RateLevels
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderOutcome:
     """The last thing that a successful attempt gives."""
@@ -111,7 +100,7 @@ class Provider(Protocol):
 
     def execute(
         self, request: ProviderRequest
-    ) -> "AsyncGenerator[ProviderEvent | ProviderConversation | ProviderOutcome]":
+    ) -> "AsyncGenerator[ProviderEvent | ProviderConversation | ProviderLevels | ProviderOutcome]":
         """Carry out one attempt: any number of events, then exactly one outcome, then the end.
 
         A provider with conversations of its own tells of this one as soon as it knows, and again when its handle
@@ -152,6 +141,35 @@ class ProviderDeclaration:
     name: str
     kind: str
     options: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    breaker: BreakerOptions | None = None
+    rate: RateOptions | None = None
+    models: Mapping[str, ModelAbilities] = field(default_factory=dict[str, ModelAbilities])
+    """By the name of a model, or a pattern of names: what it adds to the provider's capabilities, or takes away."""
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "ProviderDeclaration":
+        """The inverse of `dataclasses.asdict`."""
+        breaker, rate = record.get("breaker"), record.get("rate")
+        models = {
+            name: ModelAbilities(
+                add=tuple(Capability(**{**one, "type": CapabilityType(one["type"])}) for one in abilities["add"]),
+                remove=tuple(abilities["remove"]),
+            )
+            for name, abilities in record.get("models", {}).items()
+        }
+        return cls(
+            name=record["name"],
+            kind=record["kind"],
+            options=record["options"],
+            breaker=None if breaker is None else BreakerOptions(**breaker),
+            rate=None if rate is None else RateOptions(**rate),
+            models=models,
+        )
+
+    @property
+    def has_account(self) -> bool:
+        """Whether its use is counted and limited over all sessions."""
+        return self.breaker is not None or self.rate is not None
 
     def shown_options(self) -> dict[str, Any]:
         """The options without what is likely to be a secret, for people to look at."""

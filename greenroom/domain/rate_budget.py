@@ -45,12 +45,33 @@ class Bucket:
         """Take so much out; a negative amount gives back what was not used."""
         self._level = min(self.level(now_s) - amount, float(self.per_minute))
 
+    def lower(self, level: float, now_s: float) -> None:
+        """Whoever counts at the other end says that no more than so much is in it."""
+        self._level = min(self.level(now_s), level)
+
     def level(self, now_s: float) -> float:
         """What is in it, less than 0 when it is overdrawn."""
         if self._at_s is not None and now_s > self._at_s:
             self._level = min(self._level + (now_s - self._at_s) * self.per_minute / _MINUTE_S, float(self.per_minute))
         self._at_s = now_s if self._at_s is None else max(now_s, self._at_s)
         return self._level
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLevel:
+    """What a provider says of one of its limits."""
+
+    per_minute: int | None = None
+    remaining: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLevels:
+    """What a provider's answer says of the limits of the account, where it says anything."""
+
+    requests: RateLevel = RateLevel()
+    input_tokens: RateLevel = RateLevel()
+    output_tokens: RateLevel = RateLevel()
 
 
 class RateBudget:
@@ -85,6 +106,10 @@ class RateBudget:
         self.under_way += 1
         self._take(1, input_tokens, output_tokens, now_s)
 
+    def adopt(self) -> None:
+        """An attempt is under way that took what it needs elsewhere."""
+        self.under_way += 1
+
     def end(self, input_tokens: int, output_tokens: int, now_s: float, *, well: bool) -> None:
         """An attempt has ended that needed so much more than was thought, or less if it is negative."""
         was_full = self._slow_limit is not None and self.under_way >= self._slow_limit
@@ -92,6 +117,26 @@ class RateBudget:
         self._take(0, input_tokens, output_tokens, now_s)
         if well and self._slow_limit is not None:
             self._slow_limit = self._slow_limit * 2 if was_full else None  # what is not used up limits nobody
+
+    def configure(self, options: RateOptions) -> None:
+        """Other limits. A bucket whose limit is the same stays as full as it is; one that is new is full."""
+        for name in ("requests", "input_tokens", "output_tokens"):
+            field_name = f"{name}_per_minute"
+            if getattr(options, field_name) != getattr(self.options, field_name):
+                setattr(self, f"_{name.removesuffix('_tokens')}", _bucket(getattr(options, field_name)))
+        self.options = options
+
+    def observe(self, levels: RateLevels, now_s: float) -> None:
+        """The provider's own count, where it is lower than ours; a limit that nobody configured is taken over."""
+        self._requests = _observed(self._requests, levels.requests, now_s)
+        self._input = _observed(self._input, levels.input_tokens, now_s)
+        self._output = _observed(self._output, levels.output_tokens, now_s)
+
+    def drain(self, now_s: float) -> None:
+        """Nobody knows what was used of late: what is configured has to fill up first."""
+        for bucket in (self._requests, self._input, self._output):
+            if bucket is not None:
+                bucket.lower(0.0, now_s)
 
     def pause(self, until_s: float) -> None:
         """The provider has said that it is too much: nothing begins before then, and then one at a time at first."""
@@ -102,6 +147,14 @@ class RateBudget:
         for bucket, amount in ((self._requests, requests), (self._input, input_tokens), (self._output, output_tokens)):
             if bucket is not None and amount:
                 bucket.take(amount, now_s)
+
+
+def _observed(bucket: Bucket | None, level: RateLevel, now_s: float) -> Bucket | None:
+    if bucket is None and level.per_minute:
+        bucket = Bucket(level.per_minute)
+    if bucket is not None and level.remaining is not None:
+        bucket.lower(level.remaining, now_s)
+    return bucket
 
 
 def _bucket(per_minute: int | None) -> Bucket | None:

@@ -59,6 +59,7 @@ def _created(event: Event, epoch: int) -> Session:
         run_defaults=data["run_defaults"],
         error=None,
         idempotency_key=event.metadata.get("idempotency_key"),
+        budget=data.get("budget"),
     )
 
 
@@ -131,4 +132,6 @@ def _ending(run: Run, event: Event) -> dict[str, Any]:
         "turn_count": data.get("turn_count", run.turn_count),
         "model": data.get("model") or run.model,
         "stop_reason": data.get("stop_reason"),
+        "policy": data.get("policy"),
+        "routing": data.get("routing"),
     }

@@ -21,8 +21,15 @@ class Recovery(StrEnum):
     """It was in flight and may not run again: it ends failed with run_interrupted."""
 
 
-def recovery_of(run: Run, options: RunOptions, *, now_us: int, waits_for_approval: bool = False) -> Recovery:
-    """What to do with a run that the log shows as open. `waits_for_approval`: all that was under way of it."""
+CRASH_REASONS = frozenset({f"{Recovery.RETRY} after crash", f"{Recovery.RESUME} after crash"})
+"""What the run_queued of an attempt says that was begun because of a crash."""
+
+
+def recovery_of(
+    run: Run, options: RunOptions, *, crashes: int = 0, now_us: int, waits_for_approval: bool = False
+) -> Recovery:
+    """What to do with a run that the log shows as open. `crashes`: after how many it was begun again before; attempts
+    that its provider failed do not count. `waits_for_approval`: all that was under way of it."""
     if run.first_started_at is not None:
         elapsed_s = now_us / 1e6 - run.first_started_at.timestamp()
         if elapsed_s >= options.deadline_s:
@@ -31,6 +38,6 @@ def recovery_of(run: Run, options: RunOptions, *, now_us: int, waits_for_approva
         return Recovery.WAIT
     if waits_for_approval:
         return Recovery.RESUME
-    if options.on_crash is OnCrash.RETRY and run.attempt < options.max_attempts:
+    if options.on_crash is OnCrash.RETRY and crashes + 1 < options.max_attempts:
         return Recovery.RETRY
     return Recovery.INTERRUPT

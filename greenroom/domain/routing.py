@@ -1,11 +1,12 @@
 """Which providers a run is tried on, and in which order: a choice among what is known of them just now."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any
 
+from .capability import Capability, CapabilityType
 from .errors import ValidationError
-from .provider import Capability, CapabilityType
 
 HEALTH_PENALTY = 0.5
 """What each failure of late makes of a provider's weight: two of them leave a quarter."""
@@ -37,9 +38,50 @@ class Requirement:
                 "A required capability needs a type or a name.", details={"field": "required_capabilities"}
             )
 
+    @property
+    def text(self) -> str:
+        """In words."""
+        return " ".join(part for part in (self.type and self.type.value, self.name and repr(self.name)) if part)
+
     def is_met_by(self, capability: Capability) -> bool:
         """Whether this capability is such a one."""
         return self.type in (None, capability.type) and self.name in (None, capability.name)
+
+
+class AllOpen(StrEnum):
+    """What a run does when the breakers of all its candidates are open."""
+
+    WAIT = "wait"
+    """Until one of them lets something through."""
+    PROBE = "probe"
+    """It tries the one that may be tried soonest, unless the provider itself has said when to come back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingOverrides:
+    """What a run wants otherwise than its router is declared. None: as declared."""
+
+    prefer: tuple[str, ...] = ()
+    """These first, in this order, whatever the strategy says."""
+    exclude: tuple[str, ...] = ()
+    """Never these."""
+    strategy: Strategy | None = None
+    weights: Mapping[str, float] | None = None
+    max_attempts: int | None = None
+    sticky: bool = True
+    """Whether the run stays with the provider that served its session last."""
+
+    def __post_init__(self) -> None:
+        if self.max_attempts is not None and self.max_attempts < 1:
+            raise ValidationError(
+                "options.routing.max_attempts must be at least 1.", details={"field": "options.routing.max_attempts"}
+            )
+        for name, weight in (self.weights or {}).items():
+            if not 0 <= weight < float("inf"):
+                raise ValidationError(
+                    f"options.routing.weights.{name} must be 0 or more.",
+                    details={"field": f"options.routing.weights.{name}"},
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +95,23 @@ class RouterOptions:
     max_attempts: int = 3
     sticky_ttl_s: float = 300.0
     """How long a session stays with the provider that served it last; 0: not at all."""
+    all_open: AllOpen = AllOpen.WAIT
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "RouterOptions":
+        """The inverse of `dataclasses.asdict`."""
+        kinds: dict[str, Any] = {
+            "providers": tuple(record["providers"]),
+            "strategy": Strategy(record["strategy"]),
+            "all_open": AllOpen(record["all_open"]),
+        }
+        return cls(**{**record, **kinds})
+
+    def for_run(self, overrides: RoutingOverrides) -> "RouterOptions":
+        """As this run wants it."""
+        changed = {name: getattr(overrides, name) for name in ("strategy", "weights", "max_attempts")}
+        given = {name: value for name, value in changed.items() if value is not None}
+        return replace(self, **given) if given else self
 
     def __post_init__(self) -> None:
         if not self.providers or len(set(self.providers)) < len(self.providers):
@@ -67,6 +126,15 @@ class RouterOptions:
             raise ValidationError("max_attempts must be at least 1.", details={"field": "max_attempts"})
         if not 0 <= self.sticky_ttl_s < float("inf"):
             raise ValidationError("sticky_ttl_s must be 0 or more.", details={"field": "sticky_ttl_s"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterMember:
+    """What does not change of one of a router's providers."""
+
+    capabilities: tuple[Capability, ...] = ()
+    price_usd: float | None = None
+    """For a million tokens in and as many out, with the model that is declared; None: not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,26 +162,31 @@ class Candidate:
 class RoutingRequest:
     """What a run wants of its provider."""
 
+    options: RouterOptions
+    """Of the router, as this run wants them."""
+    session_id: str = ""
+    overrides: RoutingOverrides = RoutingOverrides()
     required: tuple[Requirement, ...] = ()
-    prefer: tuple[str, ...] = ()
     exclude: frozenset[str] = frozenset()
-    sticky: str | None = None
-    """Who served the session last, if that still holds."""
+    """Beside those that the overrides exclude."""
 
 
 def route(
-    options: RouterOptions, candidates: Sequence[Candidate], request: RoutingRequest, *, draw: float
+    candidates: Sequence[Candidate], request: RoutingRequest, *, draw: float, sticky: str | None = None
 ) -> list[Candidate]:
     """Whom the run is tried on, first to last, at most `max_attempts` of them. Never one that is excluded or cannot do
     what is required. Those whose breaker is open come last, the one that may be tried soonest first: when nothing else
-    is there, the least bad is better than nothing. `draw` in [0, 1) decides where shares do.
+    is there, the least bad is better than nothing. `draw` in [0, 1) decides where shares do. `sticky` is who served the
+    session last, if that still holds.
     """
-    able = [one for one in candidates if one.name not in request.exclude and one.meets(request.required)]
+    options = request.options
+    excluded = {*request.exclude, *request.overrides.exclude}
+    able = [one for one in candidates if one.name not in excluded and one.meets(request.required)]
     ready = _ordered(options, [one for one in able if one.is_open], draw)
-    preferred = {name: rank for rank, name in enumerate(request.prefer)}
+    preferred = {name: rank for rank, name in enumerate(request.overrides.prefer)}
     ready.sort(key=lambda one: preferred.get(one.name, len(preferred)))  # stable: the strategy decides among the rest
     if not preferred:
-        ready.sort(key=lambda one: one.name != request.sticky)
+        ready.sort(key=lambda one: one.name != sticky)
     waiting = sorted((one for one in able if not one.is_open), key=lambda one: one.retry_at_s)
     return [*ready, *waiting][: options.max_attempts]
 

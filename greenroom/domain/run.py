@@ -90,6 +90,10 @@ class Run:
     last_seq: int
     idempotency_key: str | None
     call_id: str | None
+    policy: dict[str, Any] | None = None
+    """What came of its policies: names, violations, warnings, usage."""
+    routing: dict[str, Any] | None = None
+    """How it got to its provider, where a router chose or an attempt failed."""
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON-safe values, times in ISO 8601."""
@@ -118,6 +122,8 @@ class Run:
             "last_seq": self.last_seq,
             "idempotency_key": self.idempotency_key,
             "call_id": self.call_id,
+            "policy": self.policy,
+            "routing": self.routing,
         }
 
     @classmethod

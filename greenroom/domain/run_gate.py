@@ -1,31 +1,18 @@
 """The gate port: limits that lie outside a session, asked before a run starts."""
 
-from collections.abc import Callable
 from typing import Protocol
+
+from .budget import Amount, BudgetDecision
+from .slots import Slot
 
 
 class RunGate(Protocol):
-    """Answers at once: a session decides without waiting."""
+    """Slots and budgets of the whole runtime."""
 
-    def admit(
-        self, run_id: str, *, provider: str, tenant: str | None, priority: int, retry: Callable[[], None]
-    ) -> bool:
-        """Whether the run may start now; it then holds a slot until `release`. If not, it stands in line, and `retry`
-        is called when it should be asked for again."""
+    async def enter(self, slot: Slot) -> BudgetDecision:
+        """Wait until the run may start; it then has the slot until `leave`. EXCEEDED: it may not, and waits no more."""
         ...
 
-    def release(self, run_id: str) -> None:
-        """The run has ended, or waits no more."""
+    def leave(self, run_id: str, used: Amount) -> None:
+        """The run has ended and used so much, or it waits no more. Nothing happens to one that is not known."""
         ...
-
-
-class OpenGate:
-    """The gate of a runtime without limits."""
-
-    def admit(
-        self, run_id: str, *, provider: str, tenant: str | None, priority: int, retry: Callable[[], None]
-    ) -> bool:
-        return True
-
-    def release(self, run_id: str) -> None:
-        return None

@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import ValidationError
 from .permission_mode import PermissionMode
+from .routing import RoutingOverrides
 from .transcript import TranscriptLimits
 
 DEFAULT_DEADLINE_S = 600.0
@@ -52,6 +53,20 @@ class RunOptions:
     """How a run is to be carried out. Checked when made: a bad value raises ValidationError that names the field."""
 
     provider: str | None = None
+    """A provider, or a router, by its name."""
+    router: str | None = None
+    """A router by its name; instead of a provider."""
+    routing: RoutingOverrides | None = None
+    """What this run wants otherwise than its router is declared."""
+    required_capabilities: tuple[str | dict[str, str], ...] = ()
+    """What the provider must be able to do: types, names, or {"type", "name"}. Refused before anything is queued if it
+    cannot; a router chooses among those that can."""
+    optional_capabilities: tuple[str | dict[str, str], ...] = ()
+    """What it should be able to do: if it cannot, the run says so and goes on."""
+    retry_budget_s: float | None = None
+    """For how long a failure of the provider that may pass is tried again there, from the first one on. None: 60 s
+    where the provider has an account (a breaker or a rate budget) and there is no other, 2 s where a router has another
+    one, else 0: a failure is told at once."""
     provider_options: dict[str, Any] = field(default_factory=dict[str, Any])
     """Options of the provider's kind, laid over the declared ones."""
     model: str | None = None
@@ -77,6 +92,16 @@ class RunOptions:
                 f"options.deadline_s is {self.deadline_s}; it must be a positive, finite number of seconds.",
                 details={"field": "options.deadline_s"},
             )
+        if self.retry_budget_s is not None and not 0 <= self.retry_budget_s < float("inf"):
+            raise ValidationError(
+                f"options.retry_budget_s is {self.retry_budget_s}; it must be a finite number of seconds, 0 or more.",
+                details={"field": "options.retry_budget_s"},
+            )
+        if self.router is not None and self.provider is not None:
+            raise ValidationError(
+                "options.router and options.provider are both given; give one of them.",
+                details={"field": "options.router"},
+            )
         for name in ("max_turns", "max_attempts"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -89,11 +114,7 @@ DEFAULT_RUN_OPTIONS = RunOptions()
 
 LATER_OPTIONS = frozenset(
     {
-        "router",
         "workspace",
-        "required_capabilities",
-        "optional_capabilities",
-        "retry_budget_s",
         "response_schema",
     }
 )
@@ -112,14 +133,17 @@ def given_options(options: RunOptions) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, StrEnum):
         return value.value
-    if isinstance(value, TranscriptLimits):
-        return asdict(value)
+    if isinstance(value, TranscriptLimits | RoutingOverrides):
+        return {name: _plain(one) for name, one in asdict(value).items() if one is not None}
     return list(value) if isinstance(value, tuple) else value  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
 
 def merge_options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """A run's options over its session's defaults; mappings are merged key by key, everything else is replaced."""
     merged = {**defaults, **given}
+    for name, other in (("provider", "router"), ("router", "provider")):  # the run's own choice counts alone
+        if given.get(name) is not None and given.get(other) is None:
+            merged.pop(other, None)
     for name in ("provider_options", "metadata"):
         if name in defaults and name in given:
             merged[name] = {**defaults[name], **given[name]}

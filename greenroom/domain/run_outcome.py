@@ -25,8 +25,8 @@ def outcome_of(run: Run) -> RunResult | GreenroomError:
                 "running_s": seconds_between(run.started_at, run.ended_at),
             },
             workspace=None,
-            policy=None,
-            routing=None,
+            policy=run.policy,
+            routing=run.routing,
             last_seq=run.last_seq,
         )
     details: dict[str, object] = {"run_id": run.id, "session_id": run.session_id, "last_seq": run.last_seq}

@@ -6,6 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from .budget import BudgetOptions
 from .errors import InvalidTransition, ValidationError
 from .event import EventType
 
@@ -67,6 +68,9 @@ DRAINED = "drained"
 TENANT = "tenant"
 """The key of the metadata of a session that says whose it is."""
 
+PROJECT = "project"
+"""The key that says what it is for."""
+
 DEFAULT_MAX_CONCURRENT_RUNS = 1
 DEFAULT_MAX_QUEUED_RUNS = 100
 
@@ -87,12 +91,15 @@ class SessionSpec:
     """How many runs may wait; a run that finds a free slot does not count. 0 is legal."""
     run_defaults: dict[str, Any] = field(default_factory=dict[str, Any])
     """Run options that hold for every run of the session unless the run gives its own."""
+    budget: BudgetOptions | None = None
+    """What all runs of the session may use together."""
 
     def __post_init__(self) -> None:
         if not self.agent_id:
             raise ValidationError("agent_id is empty; give the agent a name.", details={"field": "agent_id"})
-        if not isinstance(self.metadata.get(TENANT, ""), str):
-            raise ValidationError("metadata.tenant must be text.", details={"field": "metadata.tenant"})
+        for key in (TENANT, PROJECT):
+            if not isinstance(self.metadata.get(key, ""), str):
+                raise ValidationError(f"metadata.{key} must be text.", details={"field": f"metadata.{key}"})
         if self.max_concurrent_runs < 1:
             raise ValidationError(
                 f"max_concurrent_runs is {self.max_concurrent_runs}; it must be at least 1.",
@@ -126,6 +133,8 @@ class Session:
     run_defaults: dict[str, Any]
     error: dict[str, Any] | None
     idempotency_key: str | None
+    budget: dict[str, Any] | None = None
+    """What its runs may use together, as given when it was opened."""
     pause_reason: str | None = None
     """Why it is paused, if something else than `pause` did that."""
     last_call_id: str | None = None
@@ -141,6 +150,11 @@ class Session:
     def tenant(self) -> str | None:
         """Whose it is."""
         return self.metadata.get(TENANT)
+
+    @property
+    def project(self) -> str | None:
+        """What it is for."""
+        return self.metadata.get(PROJECT)
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON-safe values, times in ISO 8601."""
@@ -161,6 +175,7 @@ class Session:
             "run_defaults": self.run_defaults,
             "error": self.error,
             "idempotency_key": self.idempotency_key,
+            "budget": self.budget,
             "pause_reason": self.pause_reason,
             "last_call_id": self.last_call_id,
             "conversations": self.conversations,

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from .budget import UNKNOWN, Amount, BudgetAnswer, BudgetDecision, BudgetOptions, BudgetTree
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotLimits:
@@ -13,10 +15,12 @@ class SlotLimits:
     total: int | None = None
     per_provider: Mapping[str, int] = field(default_factory=dict[str, int])
     per_tenant: int | None = None
+    budgets: Mapping[str, BudgetOptions] = field(default_factory=dict[str, BudgetOptions])
+    """By scope: what all of its runs may use together."""
 
     @property
     def are_set(self) -> bool:
-        return self.total is not None or bool(self.per_provider) or self.per_tenant is not None
+        return bool(self.total is not None or self.per_provider or self.per_tenant is not None or self.budgets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,11 +28,18 @@ class Slot:
     """A run that has a slot or wants one."""
 
     run_id: str
-    holder: str
-    """The server that carries the run out: its slots come back when it dies."""
     provider: str
     tenant: str | None
+    holder: str = ""
+    """The server that carries the run out: its slots come back when it dies."""
     priority: int = 0
+    scopes: tuple[str, ...] = ()
+    """Whose budgets it is charged to."""
+    model: str | None = None
+    most: Amount = UNKNOWN
+    """What it may use by its own limits."""
+    is_forced: bool = False
+    """It may go beyond a budget: somebody has agreed to that."""
 
 
 class SlotTable:
@@ -40,6 +51,7 @@ class SlotTable:
 
     def __init__(self, limits: SlotLimits) -> None:
         self.limits = limits
+        self.budgets = BudgetTree(limits.budgets)
         self._held: dict[str, Slot] = {}
         self._line: dict[str, tuple[int, int, Slot]] = {}
         self._arrivals = itertools.count()
@@ -67,26 +79,35 @@ class SlotTable:
         if slot.run_id not in self._held:
             self._take(slot)
 
-    def grant(self) -> list[str]:
-        """Give the free slots to those who wait; returns the runs that have one now."""
-        granted: list[str] = []
+    def grant(self) -> list[tuple[str, BudgetDecision]]:
+        """Give the free slots to those who wait; the runs that have one now, and those whose budget is used up."""
+        answered: list[tuple[str, BudgetDecision]] = []
         for run_id in self._line_in_order():
             if self.limits.total is not None and len(self._held) >= self.limits.total:
                 break
             slot = self._line[run_id][2]
-            if self._fits(slot):
-                del self._line[run_id]
+            if not self._fits(slot):
+                continue
+            decision = self._budgeted(slot)
+            if decision.answer is BudgetAnswer.WAIT:
+                continue
+            del self._line[run_id]
+            if decision.answer is BudgetAnswer.GRANTED:
                 self._take(slot)
-                granted.append(run_id)
-        return granted
+            answered.append((run_id, decision))
+        return answered
 
-    def release(self, run_id: str) -> None:
-        """The run has ended, or waits no more."""
+    def release(self, run_id: str, used: Amount | None = None) -> None:
+        """The run has ended and used so much, or it waits no more. None: nobody knows."""
         self._line.pop(run_id, None)
         slot = self._held.pop(run_id, None)
         if slot is not None:
             self._providers[slot.provider] -= 1
             self._tenants[slot.tenant] -= 1
+            if used is None:
+                self.budgets.forfeit(run_id)
+            else:
+                self.budgets.commit(run_id, used)
 
     def drop(self, holder: str) -> list[str]:
         """The holder is gone; returns the runs whose slots came back or who waited."""
@@ -107,7 +128,13 @@ class SlotTable:
             slot.tenant is None or self.limits.per_tenant is None or self._tenants[slot.tenant] < self.limits.per_tenant
         )
 
+    def _budgeted(self, slot: Slot) -> BudgetDecision:
+        if slot.is_forced:
+            return BudgetDecision(BudgetAnswer.GRANTED)
+        return self.budgets.decide(slot.scopes, (slot.provider, slot.model), slot.most)
+
     def _take(self, slot: Slot) -> None:
+        self.budgets.reserve(slot.run_id, slot.scopes, (slot.provider, slot.model), slot.most)
         self._held[slot.run_id] = slot
         self._providers[slot.provider] += 1
         self._tenants[slot.tenant] += 1

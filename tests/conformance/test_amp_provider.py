@@ -26,10 +26,10 @@ from greenroom.domain.errors import (
 )
 from greenroom.domain.event import EventType
 from greenroom.domain.permission_mode import PermissionMode
+from greenroom.domain.policy import Policy, parse_policy
 from greenroom.domain.provider import ProviderConversation, ProviderEvent, ProviderOutcome, ProviderRequest
 from greenroom.domain.run_input import Message, Role
 from greenroom.domain.tool import NoTools, ToolResult
-from greenroom.domain.tool_policy import Policy, parse_policy
 from greenroom.testing import AmpProgram, Answer, MessagesServer, answers
 
 KEY = "sk-amp-0123456789"

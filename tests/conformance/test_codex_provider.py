@@ -34,10 +34,10 @@ from greenroom.domain.errors import (
 )
 from greenroom.domain.event import EventType
 from greenroom.domain.permission_mode import PermissionMode
+from greenroom.domain.policy import OnViolation, Policy
 from greenroom.domain.provider import ProviderConversation, ProviderEvent, ProviderOutcome, ProviderRequest
 from greenroom.domain.run_input import Message, Role
 from greenroom.domain.tool import NoTools, ToolOutcome, ToolResult
-from greenroom.domain.tool_policy import OnViolation, Policy
 from greenroom.testing import Answer, ResponsesServer, answers
 
 pytest.importorskip("codex_cli_bin")

@@ -11,11 +11,11 @@ from greenroom.actors.live_session import LiveSession
 from greenroom.actors.provider_set import ProviderSet
 from greenroom.adapters.clock import id_factory, now_us
 from greenroom.adapters.memory_event_log import MemoryEventLog
+from greenroom.domain.capability import Capability
 from greenroom.domain.errors import CapabilityNotSupported, GreenroomError
 from greenroom.domain.event import Event, EventType
 from greenroom.domain.event_log import EventQuery
 from greenroom.domain.provider import (
-    Capability,
     Provider,
     ProviderConversation,
     ProviderDeclaration,

@@ -9,6 +9,7 @@ import pytest
 from greenroom.actors.live_session import LiveSession, NeedsOwnServer
 from greenroom.adapters.tool_definition import tool
 from greenroom.adapters.tools import CallableToolbox
+from greenroom.domain.budget import Amount, BudgetAnswer, BudgetDecision
 from greenroom.domain.errors import (
     Cancelled,
     InvalidOperation,
@@ -24,6 +25,7 @@ from greenroom.domain.errors import (
 from greenroom.domain.event import Event, EventType
 from greenroom.domain.provider import ProviderRequest as Request
 from greenroom.domain.session import SessionState
+from greenroom.domain.slots import Slot
 from greenroom.domain.tool import ToolResult
 
 from .live_session_world import Answers, Gates, PlayProvider, World, count_of, error_of, settled, streamed
@@ -570,22 +572,18 @@ class OneAtATime:
     """A gate with one slot for all."""
 
     def __init__(self) -> None:
-        self.holder: str | None = None
-        self.waiting: list[Any] = []
+        self.free = asyncio.Semaphore(1)
+        self.holders: set[str] = set()
 
-    def admit(self, run_id: str, *, provider: str, tenant: str | None, priority: int, retry: Any) -> bool:
-        if self.holder in {None, run_id}:
-            self.holder = run_id
-            return True
-        self.waiting.append(retry)
-        return False
+    async def enter(self, slot: Slot) -> BudgetDecision:
+        await self.free.acquire()
+        self.holders.add(slot.run_id)
+        return BudgetDecision(BudgetAnswer.GRANTED)
 
-    def release(self, run_id: str) -> None:
-        if self.holder == run_id:
-            self.holder = None
-            waiting, self.waiting = self.waiting, []
-            for retry in waiting:
-                asyncio.get_running_loop().call_soon(retry)
+    def leave(self, run_id: str, used: Amount) -> None:
+        if run_id in self.holders:
+            self.holders.discard(run_id)
+            self.free.release()
 
 
 async def test_a_run_waits_for_the_gate_and_nobody_overtakes_it(world: World, gates: Gates) -> None:

@@ -5,17 +5,33 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, strategies as st
 
+from greenroom.domain.capability import Capability, CapabilityType
 from greenroom.domain.errors import ValidationError
-from greenroom.domain.provider import Capability, CapabilityType
-from greenroom.domain.routing import Candidate, Requirement, RouterOptions, RoutingRequest, Strategy, route
+from greenroom.domain.routing import (
+    Candidate,
+    Requirement,
+    RouterOptions,
+    RoutingOverrides,
+    RoutingRequest,
+    Strategy,
+    route,
+)
 
 NAMES = ("a", "b", "c")
 BASH = Capability(name="bash", type=CapabilityType.TOOL)
 
 
-def names(options: RouterOptions, candidates: list[Candidate], draw: float = 0.0, **request: object) -> list[str]:
-    wanted = RoutingRequest(**request)  # pyright: ignore[reportArgumentType]
-    return [one.name for one in route(options, candidates, wanted, draw=draw)]
+def names(
+    options: RouterOptions,
+    candidates: list[Candidate],
+    draw: float = 0.0,
+    *,
+    sticky: str | None = None,
+    prefer: tuple[str, ...] = (),
+    **request: object,
+) -> list[str]:
+    wanted = RoutingRequest(options=options, overrides=RoutingOverrides(prefer=prefer), **request)  # pyright: ignore[reportArgumentType]
+    return [one.name for one in route(candidates, wanted, draw=draw, sticky=sticky)]
 
 
 def options(strategy: Strategy = Strategy.PREFER, **more: object) -> RouterOptions:
@@ -104,10 +120,13 @@ def test_nobody_excluded_or_incapable_is_ever_tried_and_nobody_twice(
         Candidate(name=name, capabilities=(BASH,) if name in able else (), is_open=name not in closed) for name in NAMES
     ]
     request = RoutingRequest(
-        required=(Requirement(name="bash"),), prefer=tuple(preferred), exclude=frozenset(excluded), sticky=sticky
+        options=options(strategy),
+        required=(Requirement(name="bash"),),
+        overrides=RoutingOverrides(prefer=tuple(preferred)),
+        exclude=frozenset(excluded),
     )
 
-    chosen = [one.name for one in route(options(strategy), given, request, draw=draw)]
+    chosen = [one.name for one in route(given, request, draw=draw, sticky=sticky)]
 
     assert set(chosen) == able - excluded
     assert len(set(chosen)) == len(chosen)

@@ -5,8 +5,11 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
+from ...domain.capability import ModelAbilities
+from ...domain.circuit import BreakerOptions
 from ...domain.errors import ValidationError
 from ...domain.provider import Provider, ProviderDeclaration
+from ...domain.rate_budget import RateOptions
 
 KINDS = {
     "scripted": "greenroom.adapters.providers.scripted:ScriptedProvider",
@@ -33,7 +36,9 @@ class ProviderClass(Protocol):
     What it can do beyond the port it says in attributes. `RUNS_IN_PROCESS = True`: it starts no processes and keeps no
     working directory, so its sessions may share a process with others; else each gets one of its own.
     `CONTINUES_NATIVELY = True`: it has conversations of its own and goes on with them. `PERMISSION_MODES`, a frozenset:
-    the modes that it honours; else only the default one.
+    the modes that it honours; else only the default one. `ENFORCES_TOOL_RULES = False`: it may run a tool before it
+    asks, so that policies are advisory. `COUNTS_TURNS = False`: it can neither count nor limit turns. `DEFAULT_MODEL`:
+    the one that it takes where none is named. `PRICE_LIST`: whose prices its models have, by the names of genai-prices.
     """
 
     def __call__(self, name: str) -> Provider: ...
@@ -70,5 +75,21 @@ def declaration(name: str, declared: Mapping[str, Any]) -> ProviderDeclaration:
             f"providers.{name}.kind is missing; give one of {', '.join(KINDS)}, or package.module:Class.",
             details={"field": f"providers.{name}.kind"},
         )
+    account = _account(options, f"providers.{name}")
     provider_class(kind).check_options(options, field=f"providers.{name}")
-    return ProviderDeclaration(name=name, kind=kind, options=options)
+    return ProviderDeclaration(name=name, kind=kind, options=options, **account)
+
+
+def _account(options: dict[str, Any], field: str) -> dict[str, Any]:
+    """What a declaration says beside the options of its kind, taken out of them."""
+    from ..option_parsing import parse_options  # noqa: PLC0415  loads pydantic: session servers need not
+
+    account: dict[str, Any] = {}
+    for key, kind in (("breaker", BreakerOptions), ("rate", RateOptions)):
+        if (given := options.pop(key, None)) is not None:
+            account[key] = parse_options(kind, given, field=f"{field}.{key}")
+    models: Mapping[str, Any] = options.pop("models", None) or {}
+    account["models"] = {
+        model: parse_options(ModelAbilities, given, field=f"{field}.models.{model}") for model, given in models.items()
+    }
+    return account

@@ -6,15 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ...domain.capability import Capability, CapabilityType
 from ...domain.errors import CapabilityNotSupported, InvalidOperation
-from ...domain.provider import (
-    Capability,
-    CapabilityType,
-    ProviderConversation,
-    ProviderEvent,
-    ProviderOutcome,
-    ProviderRequest,
-)
+from ...domain.provider import ProviderConversation, ProviderEvent, ProviderOutcome, ProviderRequest
 from ..option_parsing import parse_options
 from .acp import replay as acp
 from .agents.recording import RECORDING_SUFFIX, read_recording

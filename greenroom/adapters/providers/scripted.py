@@ -7,9 +7,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...domain.capability import Capability, CapabilityType
 from ...domain.errors import ERRORS_BY_CODE, CapabilityNotSupported, ProviderError, RunNotFound, ValidationError
 from ...domain.event import EventType
-from ...domain.provider import Capability, CapabilityType, ProviderEvent, ProviderOutcome, ProviderRequest
+from ...domain.provider import ProviderEvent, ProviderOutcome, ProviderRequest
 from ...domain.run_input import Role
 from ...domain.token_usage import TokenUsage
 from ...domain.tool import ToolResult
@@ -77,6 +78,7 @@ class ScriptedProvider:
     """Plays its options. Costs nothing, needs nothing, and does the same every time."""
 
     RUNS_IN_PROCESS = True
+    DEFAULT_MODEL = DEFAULT_MODEL
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from ...domain.capability import Capability, CapabilityType
 from ...domain.errors import (
     CapabilityNotSupported,
     GreenroomError,
@@ -22,7 +23,7 @@ from ...domain.errors import (
     ValidationError,
 )
 from ...domain.event import EventType
-from ...domain.provider import Capability, CapabilityType, ProviderEvent, ProviderOutcome, ProviderRequest
+from ...domain.provider import ProviderEvent, ProviderOutcome, ProviderRequest
 from ...domain.run_input import Role
 from ...domain.token_usage import TokenUsage
 from ..option_parsing import parse_options

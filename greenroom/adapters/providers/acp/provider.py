@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ....domain.capability import Capability, CapabilityType
 from ....domain.errors import GreenroomError
-from ....domain.provider import Capability, CapabilityType, ProviderRequest
+from ....domain.provider import ProviderRequest
 from ..agents.provider import AgentProvider
 from ..agents.turn import AgentTurn
 from .options import AcpConversation, AcpLaunch, AcpOptions, check_acp_options, refuse_workspace_settings
@@ -24,6 +25,9 @@ class AcpProvider(AgentProvider):
     told to is ended, and takes the other runs that it has with it (provider_unavailable). So is one that works on in
     the background after its run, as soon as it says so and has no other run: nobody would record that.
     """
+
+    COUNTS_TURNS = False
+    ENFORCES_TOOL_RULES = False
 
     CAPABILITIES = (
         Capability(name="streaming", type=CapabilityType.SAMPLING),

@@ -9,9 +9,9 @@ from typing import Any
 from ....domain.errors import CapabilityNotSupported, GreenroomError, ProviderError, QueueFull
 from ....domain.event import EventType
 from ....domain.permission_mode import PermissionMode
+from ....domain.policy import Permission, tool_verdict
 from ....domain.provider import ProviderEvent, ProviderRequest
 from ....domain.tool import ToolApproval, ToolResult
-from ....domain.tool_policy import Permission, tool_verdict
 from ...logs import get_logger
 from ..agents.turn import AgentTurn, Said
 from . import requests

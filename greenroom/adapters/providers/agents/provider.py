@@ -7,16 +7,10 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import ClassVar
 
+from ....domain.capability import Capability, CapabilityType
 from ....domain.errors import CapabilityNotSupported, ProviderInvalidRequest, RunNotFound
 from ....domain.permission_mode import PermissionMode
-from ....domain.provider import (
-    Capability,
-    CapabilityType,
-    ProviderConversation,
-    ProviderEvent,
-    ProviderOutcome,
-    ProviderRequest,
-)
+from ....domain.provider import ProviderConversation, ProviderEvent, ProviderOutcome, ProviderRequest
 from ...logs import get_logger
 from ...process_trees import measured_tree
 from .turn import AgentTurn

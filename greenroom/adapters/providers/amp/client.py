@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any, cast
 
 from ....domain.errors import CapabilityNotSupported, GreenroomError, ProviderError, ProviderUnavailable
+from ....domain.policy import Permission, tool_verdict
 from ....domain.provider import ProviderEvent, ProviderRequest
 from ....domain.tool import ToolApproval
-from ....domain.tool_policy import Permission, tool_verdict
 from ..agents.process import AgentProcess
 from ..agents.turn import AgentTurn
 from .folder import RunFolder

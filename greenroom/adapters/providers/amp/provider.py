@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ....domain.provider import Capability, CapabilityType, ProviderRequest
+from ....domain.capability import Capability, CapabilityType
+from ....domain.provider import ProviderRequest
 from ..agents.prompt import prompt_of
 from ..agents.provider import AgentProvider
 from ..agents.turn import AgentTurn

@@ -8,7 +8,7 @@ from typing import Any
 
 from ....domain.errors import CapabilityNotSupported
 from ....domain.permission_mode import PermissionMode
-from ....domain.tool_policy import Policy
+from ....domain.policy import Policy
 
 READING = (
     "Read",

@@ -5,9 +5,10 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from ....domain.capability import Capability, CapabilityType
 from ....domain.errors import CapabilityNotSupported, InvalidOperation
-from ....domain.provider import Capability, CapabilityType, ProviderEvent, ProviderOutcome, ProviderRequest
-from .options import AnthropicOptions, check_anthropic_options, read_api_key
+from ....domain.provider import ProviderEvent, ProviderOutcome, ProviderRequest
+from .options import DEFAULT_MODEL, AnthropicOptions, check_anthropic_options, read_api_key
 
 if TYPE_CHECKING:  # the SDK costs 72 MB
     from anthropic import AsyncAnthropic
@@ -23,6 +24,8 @@ class AnthropicProvider:
     """
 
     RUNS_IN_PROCESS = True
+    DEFAULT_MODEL = DEFAULT_MODEL
+    PRICE_LIST = "anthropic"
 
     def __init__(self, name: str) -> None:
         self.name = name

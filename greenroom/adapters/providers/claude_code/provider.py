@@ -20,6 +20,8 @@ class ClaudeCodeProvider(AgentProvider):
     later one forks it.
     """
 
+    PRICE_LIST = "anthropic"
+
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self._idle: ClaudeClient | None = None

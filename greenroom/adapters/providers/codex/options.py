@@ -13,9 +13,9 @@ from typing import Any, Literal, cast
 
 from ....domain.errors import CapabilityNotSupported, ProviderInvalidRequest, ValidationError
 from ....domain.permission_mode import PermissionMode
+from ....domain.policy import Permission, tool_verdict
 from ....domain.provider import ProviderRequest
 from ....domain.tool import ToolApproval
-from ....domain.tool_policy import Permission, tool_verdict
 from ..agents.extra import check_extra
 from ..agents.options import AgentOptions, AgentSurroundings, parse_agent_options, require_module, surroundings
 from ..agents.prompt import system_prompt_of

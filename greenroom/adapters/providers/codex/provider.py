@@ -23,6 +23,9 @@ class CodexProvider(AgentProvider):
     own, since only its end takes away what commands leave behind.
     """
 
+    COUNTS_TURNS = False
+    PRICE_LIST = "openai"
+
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self._server: CodexServer | None = None

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given, strategies as st
 
-from greenroom.domain.circuit_breaker import (
+from greenroom.domain.circuit import (
     CIRCUIT_TRANSITIONS,
     LEAST_SAMPLES,
     Admission,
     BreakerOptions,
-    CircuitBreaker,
+    Circuit,
     CircuitEvent,
     CircuitState,
 )
@@ -19,17 +19,17 @@ from greenroom.domain.errors import ValidationError
 CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
 
 
-def breaker(**options: float) -> CircuitBreaker:
-    return CircuitBreaker(BreakerOptions(**{"failure_threshold": 3, "cooldown_s": 10.0, **options}))  # pyright: ignore[reportArgumentType]
+def breaker(**options: float) -> Circuit:
+    return Circuit(BreakerOptions(**{"failure_threshold": 3, "cooldown_s": 10.0, **options}))  # pyright: ignore[reportArgumentType]
 
 
-def admitted(one: CircuitBreaker, now_s: float = 0.0) -> Admission:
+def admitted(one: Circuit, now_s: float = 0.0) -> Admission:
     admission = one.admit(now_s)
     assert admission is not None
     return admission
 
 
-def opened(**options: float) -> CircuitBreaker:
+def opened(**options: float) -> Circuit:
     """A breaker that has opened at 0."""
     one = breaker(**options)
     for _ in range(one.options.failure_threshold):
@@ -38,7 +38,7 @@ def opened(**options: float) -> CircuitBreaker:
     return one
 
 
-def half_opened(probes: int = 1) -> tuple[CircuitBreaker, list[Admission]]:
+def half_opened(probes: int = 1) -> tuple[Circuit, list[Admission]]:
     one = opened(half_open_probes=probes)
     return one, [admitted(one, 10.0) for _ in range(probes)]
 

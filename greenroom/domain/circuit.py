@@ -81,7 +81,7 @@ class Admission(NamedTuple):
     is_probe: bool
 
 
-class CircuitBreaker:
+class Circuit:
     """Knows no clock: everything that depends on time is told it, in seconds that never go back."""
 
     def __init__(self, options: BreakerOptions) -> None:
@@ -90,6 +90,8 @@ class CircuitBreaker:
         self.opened_at_s = 0.0
         self.retry_at_s = 0.0
         """When an open breaker may be tried."""
+        self.barred_until_s = 0.0
+        """Before this not even whoever has nowhere else to go may try: the provider has said so."""
         self._consecutive = 0
         self._ended: deque[tuple[float, bool]] = deque()
         """When attempts ended within the window, and whether well."""
@@ -102,15 +104,32 @@ class CircuitBreaker:
         """One after the other, up to now."""
         return self._consecutive
 
-    def admit(self, now_s: float) -> Admission | None:
-        """Leave to begin one more attempt, if there is any; `succeeded`, `failed` or `given_up` must follow."""
-        if self.state is CircuitState.OPEN and now_s >= self.retry_at_s:
+    def doubt(self, now_s: float) -> None:
+        """Nothing is known of the account any more: it is tried before it is trusted."""
+        self._open(CircuitEvent.BROKE, now_s, None)
+        self.retry_at_s = now_s
+
+    def wait_s(self, now_s: float, *, early: bool = False) -> float | None:
+        """How long until `admit` may give leave; 0: now. None: when a probe has ended."""
+        if self.state is CircuitState.OPEN:
+            return max(0.0, (self.barred_until_s if early else self.retry_at_s) - now_s)
+        if self.state is CircuitState.HALF_OPEN and not self._has_probes_left:
+            return None
+        return 0.0
+
+    def admit(self, now_s: float, *, early: bool = False) -> Admission | None:
+        """Leave to begin one more attempt, if there is any; `succeeded`, `failed` or `given_up` must follow.
+
+        `early`: there is nowhere else to go, so that an open breaker is tried before it has cooled down, but not before
+        the time that the provider gave.
+        """
+        if self.state is CircuitState.OPEN and self.wait_s(now_s, early=early) == 0.0:
             self._happened(CircuitEvent.COOLED)
             self._probes_under_way = self._probes_succeeded = 0
         if self.state is CircuitState.OPEN:
             return None
         if self.state is CircuitState.HALF_OPEN:
-            if self._probes_under_way + self._probes_succeeded >= self.options.half_open_probes:
+            if not self._has_probes_left:
                 return None
             self._probes_under_way += 1
         return Admission(self._cycle, self.state is CircuitState.HALF_OPEN)
@@ -132,7 +151,8 @@ class CircuitBreaker:
         """The attempt has ended in a way that is the provider's fault."""
         if admission.cycle != self._cycle:
             if self.state is CircuitState.OPEN:  # one that was under way may know better when to come back
-                self.retry_at_s = max(self.retry_at_s, now_s + (retry_after_s or 0.0))
+                self.barred_until_s = max(self.barred_until_s, now_s + (retry_after_s or 0.0))
+                self.retry_at_s = max(self.retry_at_s, self.barred_until_s)
             return
         self._count(now_s, failed=True)
         self._consecutive += 1
@@ -145,6 +165,10 @@ class CircuitBreaker:
         """The attempt says nothing about the provider: cancelled, refused as invalid, or lost with its process."""
         if admission.is_probe and admission.cycle == self._cycle and self.state is CircuitState.HALF_OPEN:
             self._probes_under_way -= 1
+
+    @property
+    def _has_probes_left(self) -> bool:
+        return self._probes_under_way + self._probes_succeeded < self.options.half_open_probes
 
     def _is_broken(self) -> bool:
         if self._consecutive >= self.options.failure_threshold:
@@ -162,7 +186,8 @@ class CircuitBreaker:
         self._cycle += 1
         self._ended.clear()
         self.opened_at_s = now_s
-        self.retry_at_s = now_s + max(self.options.cooldown_s, retry_after_s or 0.0)
+        self.barred_until_s = now_s + (retry_after_s or 0.0)
+        self.retry_at_s = max(now_s + self.options.cooldown_s, self.barred_until_s)
 
     def _happened(self, event: CircuitEvent) -> None:
         self.state = CIRCUIT_TRANSITIONS[self.state].get(event, self.state)

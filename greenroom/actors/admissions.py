@@ -1,0 +1,129 @@
+"""What a run of a live session asks before it starts: of routers and accounts, and of limits that lie outside it."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from ..adapters.logs import get_logger
+from ..domain.approval import Decision
+from ..domain.budget import Amount, BudgetAnswer, BudgetDecision
+from ..domain.budget_scopes import scopes_of
+from ..domain.errors import BudgetExceeded, GreenroomError, InternalError
+from ..domain.event import EventType
+from ..domain.policy import Metric, OnViolation, tightest
+from ..domain.run_gate import RunGate
+from ..domain.session import Session
+from ..domain.slots import Slot
+from .approvals import Approvals
+from .live_run import LiveRun
+from .placement import Placer
+from .session_budget import SessionBudget
+from .session_writer import SessionWriter
+
+_log = get_logger(__name__)
+
+BUDGET_QUESTION = "greenroom.budget"
+"""The name under which a person is asked if a run may go beyond a budget."""
+
+
+class Refuse(Protocol):
+    """Ends a run that may not start."""
+
+    def __call__(self, run: LiveRun, error: GreenroomError) -> object: ...
+
+
+class Admissions:
+    """Belongs to one live session. A run for which nothing is to be decided or counted starts at once."""
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        placer: Placer,
+        gate: RunGate | None,
+        budget: SessionBudget | None,
+        approvals: Approvals,
+        writer: SessionWriter,
+        refuse: Refuse,
+    ) -> None:
+        self._placer = placer
+        self._gates = [one for one in (budget, gate) if one is not None]
+        self._tenant = session.tenant
+        self._scopes = scopes_of(session.tenant, session.project)
+        self._approvals = approvals
+        self._writer = writer
+        self._refuse = refuse
+        self._asking: dict[str, asyncio.Task[None]] = {}
+        self._admitted: set[str] = set()
+
+    def admit(self, run: LiveRun, retry: Callable[[], None]) -> bool:
+        """Whether the run may start now. If not, `retry` is called when it should be asked for again, or the run has
+        been ended."""
+        if run.run_id in self._admitted or (not self._gates and self._placer.is_free(run)):
+            return True
+        if run.run_id not in self._asking:
+            self._asking[run.run_id] = asyncio.get_running_loop().create_task(self._ask(run, retry))
+        return False
+
+    def release(self, run: LiveRun) -> None:
+        """The run has ended, or waits no more: what it holds goes back."""
+        asking = self._asking.pop(run.run_id, None)
+        if asking is not None and asking is not asyncio.current_task():
+            asking.cancel()
+        self._admitted.discard(run.run_id)
+        self._placer.settle(run)
+        for gate in self._gates:
+            gate.leave(run.run_id, run.used())
+
+    async def _ask(self, run: LiveRun, retry: Callable[[], None]) -> None:
+        try:
+            await self._placer.place(run)
+            for gate in self._gates:
+                await self._enter(gate, run)
+        except GreenroomError as exc:
+            self._refuse(run, exc)
+        except Exception:  # noqa: BLE001  recorded: the run ends with it
+            _log.exception("admission_raised", run_id=run.run_id)
+            self._refuse(run, InternalError("The run could not be admitted."))
+        else:
+            self._admitted.add(run.run_id)
+            self._asking.pop(run.run_id, None)
+            retry()
+
+    async def _enter(self, gate: "RunGate | SessionBudget", run: LiveRun) -> None:
+        slot = Slot(
+            run_id=run.run_id,
+            provider=run.provider,
+            tenant=self._tenant,
+            priority=run.options.priority,
+            scopes=self._scopes,
+            model=run.options.model,
+            most=Amount.of(tightest(run.policies, Metric.COST_USD), tightest(run.policies, Metric.TOTAL_TOKENS)),
+        )
+        decision = await gate.enter(slot)
+        if decision.answer is BudgetAnswer.EXCEEDED:
+            await self._go_beyond(run, decision)
+            await gate.enter(replace(slot, is_forced=True))
+
+    async def _go_beyond(self, run: LiveRun, decision: BudgetDecision) -> None:
+        """Nothing is left of a budget: BudgetExceeded, unless its owner says that this does not matter."""
+        assert decision.options is not None, "a scope that is exceeded has a budget"
+        action, scope = decision.options.on_violation, decision.scope
+        caps = {"max_cost_usd": decision.options.max_cost_usd, "max_total_tokens": decision.options.max_total_tokens}
+        data = {"policy": f"budget of {scope}", "kind": "budget_exceeded", "rule": caps, "action": action.value}
+        self._writer.record(self._writer.event(EventType.POLICY_VIOLATION, run, data))
+        run.note_violation(data)
+        if action is OnViolation.WARN:
+            return
+        why = ""
+        if action is OnViolation.ASK:
+            answer = await self._approvals.ask(run, f"budget_{run.run_id}", BUDGET_QUESTION, {"scope": scope, **caps})
+            if answer.decision is Decision.APPROVE:
+                return
+            why = f", and {answer.by} did not allow more"
+        raise BudgetExceeded(
+            f"The budget of {scope} is used up{why}; the run was not started. Raise the budget, or wait until it is"
+            " renewed.",
+            details={"scope": scope, **caps},
+        )

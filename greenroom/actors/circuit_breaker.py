@@ -1,0 +1,114 @@
+"""The actor of one provider account: its breaker, its rate budget, and the line of those who wait for it."""
+
+import asyncio
+from collections.abc import Sequence
+
+import ray
+
+from ..adapters.logs import log_to_stderr
+from ..domain.account import Account, AccountState, AttemptReport, Permit, PermitAsk, Refusal, WaitReason
+from ..domain.circuit import BreakerOptions, CircuitState
+from ..domain.rate_budget import RateOptions
+from .holders import Holders
+
+
+class CircuitBreaker:
+    """Lets attempts begin at the account, over all sessions of the cluster. No data flows through it.
+
+    What it knows it can lose. One that was started anew lets nothing through for half a lease, until the servers have
+    said what they have under way; then the account is tried before it is trusted, and its budget of a minute has to
+    fill up first.
+    """
+
+    def __init__(self, provider: str, breaker: BreakerOptions, rate: RateOptions, lease_s: float) -> None:
+        log_to_stderr()
+        self._loop = asyncio.get_running_loop()
+        self._account = Account(provider, breaker, rate)
+        self._holders = Holders(lease_s, self._drop)
+        self._waiting: dict[str, asyncio.Future[Permit | Refusal]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._opens_at = 0.0
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            self._opens_at = self._loop.time() + lease_s / 2
+            self._account.circuit.doubt(self._opens_at)
+            self._account.budget.drain(self._loop.time())
+
+    async def acquire(self, ask: PermitAsk, waits: bool) -> Permit | Refusal:
+        """Leave to begin. What `waits` stands in line for it, and is refused only when the breaker opens meanwhile."""
+        self._holders.heard(ask.holder)
+        held = self._account.permit_of(ask.key)
+        if held is not None:  # the call has come before
+            return held
+        waiting = self._waiting.get(ask.key)
+        if waiting is None:
+            answer = self._answer_now(ask)
+            if isinstance(answer, Permit) or not waits:
+                return answer
+            waiting = self._waiting[ask.key] = self._loop.create_future()
+            self._account.stand(ask)
+            self._look()
+        return await asyncio.shield(waiting)
+
+    async def ended(self, key: str, report: AttemptReport) -> None:
+        """The attempt has ended, or waits no more."""
+        was_open = self._account.circuit.state is CircuitState.OPEN
+        self._account.end(key, report, self._loop.time())
+        self._answer(key, Refusal(WaitReason.LINE, None))
+        if self._account.circuit.state is CircuitState.OPEN and not was_open:
+            self._send_away()
+        self._look()
+
+    async def renew(self, holder: str, held: Sequence[tuple[PermitAsk, Permit]]) -> None:
+        """The holder is alive and has these under way."""
+        self._holders.heard(holder)
+        for ask, permit in held:
+            self._account.hold(ask, permit)
+
+    async def drop(self, holder: str) -> None:
+        """The holder is gone: what it had comes back."""
+        self._holders.gone(holder)
+
+    async def configure(self, breaker: BreakerOptions, rate: RateOptions) -> None:
+        """Hold from now on; what is known of the account stays."""
+        if (breaker, rate) != (self._account.circuit.options, self._account.budget.options):
+            self._account.configure(breaker, rate)
+            self._look()
+
+    async def state(self) -> AccountState:
+        """As it is now."""
+        return self._account.state(self._loop.time())
+
+    def _answer_now(self, ask: PermitAsk) -> Permit | Refusal:
+        now = self._loop.time()
+        if now < self._opens_at:
+            return Refusal(WaitReason.CIRCUIT_OPEN, self._opens_at - now)
+        return self._account.ask(ask, now)
+
+    def _drop(self, holder: str) -> None:
+        for key in self._account.drop(holder, self._loop.time()):
+            self._answer(key, Refusal(WaitReason.LINE, None))
+        self._look()
+
+    def _look(self) -> None:
+        """Let in who may begin; look again when somebody may be next."""
+        now = self._loop.time()
+        if now >= self._opens_at:
+            for key, permit in self._account.grant(now):
+                self._answer(key, permit)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        wait_s = self._account.next_look_s(now)
+        if wait_s is not None:
+            self._timer = self._loop.call_later(max(wait_s, self._opens_at - now), self._look)
+
+    def _send_away(self) -> None:
+        """The breaker has opened: those in line are told, and may go elsewhere or stand in line again."""
+        for key, why in self._account.refused(self._loop.time()).items():
+            self._account.leave(key)
+            self._answer(key, why)
+
+    def _answer(self, key: str, answer: Permit | Refusal) -> None:
+        waiting = self._waiting.pop(key, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(answer)
