@@ -52,7 +52,7 @@ def _lifecycle(console: Console) -> list[Figure]:
 
 def _rounds(wanted: list[str], console: Console) -> list[list[Figure]]:
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=Path.cwd()) as data_dir:
-        runtime = greenroom.start(data_dir=data_dir)
+        runtime = greenroom.start(data_dir=data_dir, providers=sessions.PROVIDERS, routers=sessions.ROUTERS)
         try:
             return [_round(runtime, wanted, console, number) for number in range(1, ROUNDS + 1)]
         finally:
@@ -63,6 +63,8 @@ def _round(runtime: greenroom.Runtime, wanted: list[str], console: Console, numb
     pinger = start_pinger()
     measures: dict[str, Callable[[], Figure]] = {
         "latency": lambda: sessions.submit_and_await(runtime, pinger),
+        "routed": lambda: sessions.routed_over_direct(runtime, pinger, "main"),
+        "drawn": lambda: sessions.routed_over_direct(runtime, pinger, "drawn"),
         "subscriber": lambda: sessions.event_to_subscriber(runtime, pinger),
         "many": lambda: _over_sessions(
             runtime, sessions.SESSIONS, sessions.many_sessions, pinger, max_concurrent_runs=2

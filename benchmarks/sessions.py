@@ -55,6 +55,41 @@ def submit_and_await(runtime: Runtime, pinger: Any) -> Figure:
     )
 
 
+PROVIDERS = {"first": {"kind": "scripted"}, "second": {"kind": "scripted"}}
+ROUTERS: dict[str, dict[str, Any]] = {
+    "main": {"providers": ["first", "second"]},
+    "drawn": {"providers": ["first", "second"], "strategy": "weighted", "sticky_ttl_s": 0},
+}
+"""Sessions stay with a provider by the first; by the second each run is decided anew."""
+
+
+def routed_over_direct(runtime: Runtime, pinger: Any, router: str) -> Figure:
+    """What a router and the account of the provider add to a run, beside a bare round trip; in turns."""
+    direct = runtime.open_session(agent_id="bench")
+    routed = runtime.open_session(agent_id="bench", provider=router)
+    runs: list[float] = []
+    routed_runs: list[float] = []
+    pings: list[float] = []
+    for index in range(ROUND_TRIPS + 30):
+        run_s = seconds(lambda: ray.get(direct.execute_run.remote("hello")))
+        routed_s = seconds(lambda: ray.get(routed.execute_run.remote("hello")))
+        ping_s = seconds(lambda: ray.get(pinger.ping.remote()))
+        if index >= 30:  # the first ones pay for imports
+            runs.append(run_s)
+            routed_runs.append(routed_s)
+            pings.append(ping_s)
+    ray.get([direct.complete.remote(), routed.complete.remote()])
+    return Figure(
+        name=f"routed ({router}) over direct run, p50",
+        value=median_ms(routed_runs) - median_ms(runs),
+        unit="ms",
+        limit_name="bare round trip, p50",
+        limit=median_ms(pings),
+        bound="<= 2",
+        note=f"direct {median_ms(runs):.2f} ms",
+    )
+
+
 def many_sessions(sessions: list[SessionHandle], pinger: Any) -> Figure:
     """Every run by a call of its own, over sessions that are open already."""
     before = pipelined_calls_per_s(pinger)

@@ -24,7 +24,7 @@ from greenroom.adapters.providers.anthropic.provider import AnthropicProvider
 from greenroom.adapters.tools import CallableToolbox
 from greenroom.domain.errors import Cancelled, GreenroomError
 from greenroom.domain.event import EventType
-from greenroom.domain.provider import ProviderEvent, ProviderOutcome, ProviderRequest
+from greenroom.domain.provider import ProviderEvent, ProviderLevels, ProviderOutcome, ProviderRequest
 from greenroom.domain.run_input import Message, Role
 from greenroom.domain.token_usage import TokenUsage
 from greenroom.testing.answers import Answer, Ending
@@ -295,7 +295,7 @@ def _request(body: dict[str, Any], tools: CallableToolbox, attempt: int, options
 
 async def _attempt(provider: AnthropicProvider, request: ProviderRequest, exchange: Exchange) -> Attempt:
     """One attempt; cancelled after its last piece where the recorded client went away."""
-    steps: list[ProviderEvent | ProviderOutcome] = []
+    steps: list[ProviderEvent | ProviderLevels | ProviderOutcome] = []
     pieces = sum(frame["type"] == "content_block_delta" for frame in exchange.frames)
 
     async def consume(*, until_stalled: bool) -> None:
@@ -318,7 +318,7 @@ async def _attempt(provider: AnthropicProvider, request: ProviderRequest, exchan
 
 
 def _end_of(
-    task: "asyncio.Task[None]", steps: list[ProviderEvent | ProviderOutcome]
+    task: "asyncio.Task[None]", steps: list[ProviderEvent | ProviderLevels | ProviderOutcome]
 ) -> ProviderOutcome | GreenroomError:
     """The error, or the one outcome, behind which nothing came."""
     outcomes = [step for step in steps if isinstance(step, ProviderOutcome)]

@@ -3,7 +3,7 @@
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -12,7 +12,7 @@ import ray.exceptions
 from ..adapters.logs import get_logger
 from ..domain.account import AttemptEnd, AttemptReport, Permit, PermitAsk, Refusal
 from ..domain.provider import ProviderDeclaration
-from ..domain.routing import RouterOptions, RoutingRequest
+from ..domain.routing import RouterOptions, RoutingOverrides, RoutingRequest
 from .address import BREAKER_PREFIX, ROUTER_PREFIX
 
 _log = get_logger(__name__)
@@ -25,6 +25,14 @@ BLOCK_S = 1.0
 
 MAX_BINDINGS = 10_000
 
+TALLY_S = 0.2
+"""How old what an account knows of attempts that began unasked may get, unless one of them fails."""
+
+MAX_UNASKED_S = 3.0
+"""For how long attempts begin unasked at an account that has stopped answering."""
+
+_NO_OVERRIDES = RoutingOverrides()
+
 _FREE = AttemptReport(end=AttemptEnd.GIVEN_UP, input_tokens=0, output_tokens=0)
 
 
@@ -32,6 +40,19 @@ def managed(providers: Mapping[str, ProviderDeclaration], routers: Mapping[str, 
     """The providers that have an account: by their declaration, or because a router chooses them."""
     members = {name for router in routers.values() for name in router.providers}
     return members | {name for name, declared in providers.items() if declared.has_account}
+
+
+@dataclass(slots=True)
+class _Unasked:
+    """Attempts at an account of which nothing is counted."""
+
+    permit: Permit | None = None
+    """What each of them gets; None: they have to ask."""
+    watching: "asyncio.Task[None] | None" = None
+    under_way: int = 0
+    succeeded: int = 0
+    """Since the account was told last."""
+    timer: asyncio.TimerHandle | None = None
 
 
 class Accounts:
@@ -47,6 +68,7 @@ class Accounts:
         self._actors: dict[str, Any] = {}
         self._held: dict[str, tuple[str, PermitAsk, Permit]] = {}
         """By the key of the attempt: where, what was asked, what was given."""
+        self._unasked: dict[str, _Unasked] = {}
         self._blocks: dict[tuple[str, str], tuple[float, deque[tuple[str, ...]]]] = {}
         self._bindings: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
         """By router and session: who served it last, and until when that counts."""
@@ -65,6 +87,11 @@ class Accounts:
         """Leave to begin an attempt, or why not; None: the provider has no account."""
         if provider not in self._names:
             return None
+        unasked = self._unasked.get(provider)
+        if unasked is not None and unasked.permit is not None:
+            unasked.under_way += 1
+            self._held[ask.key] = (provider, ask, unasked.permit)
+            return unasked.permit
         ask = replace(ask, holder=self.holder)
         actor = await self._actor(BREAKER_PREFIX + provider)
         if actor is None:
@@ -80,19 +107,62 @@ class Accounts:
             raise
         if isinstance(answer, Permit):
             self._held[ask.key] = (provider, ask, answer)
+            if answer.is_free:
+                self._watch(provider, actor, answer)
         return answer
 
     def ended(self, key: str, report: AttemptReport) -> None:
         """The attempt has ended. Nothing happens to one that is not known."""
         held = self._held.pop(key, None)
         actor = self._actors.get(BREAKER_PREFIX + held[0]) if held else None
-        if actor is not None:
+        if held is None or actor is None:
+            return
+        provider, _, permit = held
+        if not permit.is_unasked:
             actor.ended.remote(key, report)
+            return
+        unasked = self._unasked[provider]
+        unasked.under_way -= 1
+        if report.end is AttemptEnd.SUCCEEDED and report.levels is None:
+            unasked.succeeded += 1
+            if unasked.timer is None:
+                unasked.timer = self._loop.call_later(TALLY_S, self._note, provider)
+        elif report.end is not AttemptEnd.GIVEN_UP:
+            if report.end is not AttemptEnd.SUCCEEDED:
+                unasked.permit = None  # the next one asks
+            self._note(provider, (permit, report))
+
+    def _watch(self, provider: str, actor: Any, permit: Permit) -> None:
+        """Until the account says otherwise attempts begin there unasked."""
+        unasked = self._unasked.setdefault(provider, _Unasked())
+        if unasked.watching is None:
+            unasked.permit = permit._replace(is_unasked=True)
+            unasked.watching = self._loop.create_task(self._keep_free(provider, actor, unasked))
+
+    async def _keep_free(self, provider: str, actor: Any, unasked: "_Unasked") -> None:
+        try:
+            async with asyncio.timeout(MAX_UNASKED_S):
+                await actor.watch.remote(self.holder)
+        except (ray.exceptions.RayError, TimeoutError):
+            _log.warning("account_does_not_answer", provider=provider)
+        finally:
+            unasked.permit = unasked.watching = None
+
+    def _note(self, provider: str, *failed: tuple[Permit, AttemptReport]) -> None:
+        unasked, actor = self._unasked[provider], self._actors.get(BREAKER_PREFIX + provider)
+        succeeded, unasked.succeeded = unasked.succeeded, 0
+        if unasked.timer is not None:
+            unasked.timer.cancel()
+            unasked.timer = None
+        if actor is not None:
+            actor.note.remote(self.holder, unasked.under_way, succeeded, failed)
 
     async def renew(self) -> None:
         """Tell the accounts that this process lives, and what it has under way at them."""
         by_provider: dict[str, list[tuple[PermitAsk, Permit]]] = {}
         for provider, ask, permit in self._held.values():
+            if permit.is_unasked:
+                continue
             by_provider.setdefault(provider, []).append((ask, permit))
         for provider in self._names:
             actor = self._actors.get(BREAKER_PREFIX + provider)
@@ -107,7 +177,8 @@ class Accounts:
         bound, until = self._bindings.get((router, request.session_id), (None, 0.0))
         options = request.options
         is_sticky = request.overrides.sticky and options.sticky_ttl_s > 0
-        if bound is not None and is_sticky and not request.exclude and self._loop.time() < until:
+        is_plain = request.overrides == _NO_OVERRIDES and not request.exclude and not request.required
+        if bound is not None and is_sticky and is_plain and self._loop.time() < until:
             return (bound,)
         if is_sticky or request.exclude:
             decided = await self._ask(router, request, 1)

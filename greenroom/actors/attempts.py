@@ -159,11 +159,13 @@ class Attempts:
         if step.recourse is Recourse.FAIL:
             self._fail(run, error)
             return True
+        failed_at = run.provider
         await self._queue_again(run, storable_error(error), step)
         try:
             await asyncio.sleep(step.delay_s)
             await self._placer.place(run)
         except GreenroomError as exc:
+            run.provider = run.provider or failed_at
             self._fail(run, error if isinstance(exc, ProviderUnavailable) else exc)
             return True
         if not run.ended:
@@ -202,14 +204,13 @@ class Attempts:
         ]
         events.append(writer.event(EventType.ERROR_OCCURRED, run, told))
         run.begin_next_attempt(writer.now_us())
+        if step.recourse is Recourse.FAIL_OVER:
+            self._placer.give_up_here(run, error.code)
+        else:
+            route.stays = True
         queued = {"reason": f"{step.recourse.value} after {error.code}"}
         events.append(writer.event(EventType.RUN_QUEUED, run, queued, at_us=run.queued_at_us))
         await asyncio.shield(writer.append(events))
-        if step.recourse is Recourse.FAIL_OVER:
-            route.failed_over = {"from": run.provider, "error_code": error.code}
-            self._placer.give_up_here(run)
-        else:
-            route.stays = True
         run.past_calls = past_calls_of(await run_history(self._writer.log, self._session.id, run.run_id, 0))
 
     async def _consume(self, run: LiveRun) -> ProviderOutcome:

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 import ray
 
 from ..adapters.logs import log_to_stderr
-from ..domain.account import Account, AccountState, AttemptReport, Permit, PermitAsk, Refusal, WaitReason
-from ..domain.circuit import BreakerOptions, CircuitState
+from ..domain.account import Account, AccountState, AttemptEnd, AttemptReport, Permit, PermitAsk, Refusal, WaitReason
+from ..domain.circuit import Admission, BreakerOptions, CircuitState
 from ..domain.rate_budget import RateOptions
 from .holders import Holders
+
+WATCH_S = 1.0
+"""How long a server may let attempts begin unasked before it has to ask again: if this actor dies, that is how long
+nobody hears of a breaker that would be open."""
 
 
 class CircuitBreaker:
@@ -27,6 +31,7 @@ class CircuitBreaker:
         self._holders = Holders(lease_s, self._drop)
         self._waiting: dict[str, asyncio.Future[Permit | Refusal]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._no_longer_free: asyncio.Future[None] = self._loop.create_future()
         self._opens_at = 0.0
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self._opens_at = self._loop.time() + lease_s / 2
@@ -54,6 +59,30 @@ class CircuitBreaker:
         was_open = self._account.circuit.state is CircuitState.OPEN
         self._account.end(key, report, self._loop.time())
         self._answer(key, Refusal(WaitReason.LINE, None))
+        if self._account.circuit.state is CircuitState.OPEN and not was_open:
+            self._send_away()
+        self._look()
+
+    async def watch(self, holder: str) -> bool:
+        """False as soon as attempts may not begin unasked any more, True after a while if they still may."""
+        self._holders.heard(holder)
+        if not self._account.is_free(self._loop.time()):
+            return False
+        await asyncio.wait([self._no_longer_free], timeout=WATCH_S)
+        return self._account.is_free(self._loop.time())
+
+    async def note(
+        self, holder: str, under_way: int, succeeded: int, failed: Sequence[tuple[Permit, AttemptReport]]
+    ) -> None:
+        """How attempts ended that began unasked, and how many are under way."""
+        now = self._loop.time()
+        self._account.tally(holder, under_way)
+        well = AttemptReport(end=AttemptEnd.SUCCEEDED)
+        for _ in range(succeeded):
+            self._account.note(Admission(self._account.circuit.cycle, is_probe=False), well, now)
+        was_open = self._account.circuit.state is CircuitState.OPEN
+        for permit, report in failed:
+            self._account.note(permit.admission, report, now)
         if self._account.circuit.state is CircuitState.OPEN and not was_open:
             self._send_away()
         self._look()
@@ -92,6 +121,9 @@ class CircuitBreaker:
     def _look(self) -> None:
         """Let in who may begin; look again when somebody may be next."""
         now = self._loop.time()
+        if not self._account.is_free(now) and not self._no_longer_free.done():
+            self._no_longer_free.set_result(None)
+            self._no_longer_free = self._loop.create_future()
         if now >= self._opens_at:
             for key, permit in self._account.grant(now):
                 self._answer(key, permit)

@@ -120,7 +120,7 @@ class LiveSession:
             outcomes=self._outcomes,
             placer=self._placer,
             gate=gate,
-            budget=SessionBudget(session.id, BudgetOptions(**session.budget), log) if session.budget else None,
+            budget=_budget(session, log),
             on_idle=on_idle,
             home=home,
             past=self._past,
@@ -517,6 +517,7 @@ class LiveSession:
             pending_approvals=[approval.to_record() for approval in self._approvals.pending],
             processes=self._processes(),
             last_seq=self.feed.last_seq,
+            waiting={run.run_id: waits for run in self._runs if (waits := run.route.shown_wait()) is not None},
         )
 
     def _processes(self) -> list[dict[str, Any]]:
@@ -576,3 +577,9 @@ class LiveSession:
         self.close()
         await self._runs.given_up()
         await self.providers.aclose()
+
+
+def _budget(session: Session, log: EventLog) -> SessionBudget | None:
+    if session.budget is None:
+        return None
+    return SessionBudget(session.id, BudgetOptions.from_record(session.budget), log)

@@ -156,10 +156,12 @@ class Placer:
             return
         self._accounts.bind(route.router, route.options, self._session.id, run.provider)
 
-    def give_up_here(self, run: LiveRun) -> None:
-        """The run has failed at its provider for good: it is not tried there again."""
+    def give_up_here(self, run: LiveRun, error_code: str) -> None:
+        """The run has failed at its provider for good: it is not tried there again, and nobody knows yet where."""
         route = run.route
+        route.failed_over = {"from": run.provider, "error_code": error_code}
         route.given_up.append(run.provider)
+        run.provider = ""
         route.stays, route.failures_here, route.first_failed_s = False, 0, None
         if route.router is not None and self._accounts is not None:
             self._accounts.unbind(route.router, self._session.id)
@@ -192,10 +194,10 @@ class Placer:
             session_id=self._session.id,
             overrides=route.overrides,
             required=route.required,
-            exclude=frozenset(route.given_up),
+            exclude=frozenset(name for name in route.options.providers if name not in self._left(route)),
         )
         decided = await self._accounts.decide(route.router, request)
-        route.candidates = tuple(name for name in decided if name in route.able)
+        route.candidates = tuple(name for name in decided if name in self._left(route))
         if not route.candidates:
             raise ProviderUnavailable(
                 f"Router {route.router!r} has no provider left for this run. Try again later, or give it more.",
@@ -203,13 +205,16 @@ class Placer:
             )
         return route.candidates
 
+    def _left(self, route: RunRoute) -> list[str]:
+        """Those of the router's providers that the run may still go to."""
+        return [name for name in route.able if name not in route.given_up]
+
     async def _wait(self, run: LiveRun, ask: PermitAsk, refusals: dict[str, Refusal]) -> str | None:
         """Stand in line at the one that is likely to let it in first."""
         route = run.route
         is_open = all(one.reason is WaitReason.CIRCUIT_OPEN for one in refusals.values())
         if is_open and route.stays and route.can_fail_over:
-            route.failed_over = {"from": run.provider, "error_code": "circuit_open"}
-            self.give_up_here(run)
+            self.give_up_here(run, WaitReason.CIRCUIT_OPEN.value)
             return None
         name, why = min(refusals.items(), key=lambda item: _likely_wait_s(item[1]))
         if route.waits_for is None:
@@ -217,11 +222,25 @@ class Placer:
         route.waits_for |= {"provider": name, "reason": why.reason.value, "retry_in_s": why.retry_in_s}
         if not is_open:
             route.open_since_s = None
-            answer = await self._acquire(run, name, ask, waits=True)
+            answer = await self._stand_in_line(run, name, ask)
         else:
             is_early = route.options is not None and route.options.all_open is AllOpen.PROBE
             answer = await self._await_closing(run, name, replace(ask, early=is_early))
         return name if not isinstance(answer, Refusal) else None
+
+    async def _stand_in_line(self, run: LiveRun, name: str, ask: PermitAsk) -> object:
+        """Wait for the account; one that has failed here and could go elsewhere no longer than it may be tried here."""
+        route = run.route
+        if not (route.stays and route.can_fail_over and route.first_failed_s is not None):
+            return await self._acquire(run, name, ask, waits=True)
+        left_s = route.first_failed_s + self.retry_budget_s(run) - self._loop.time()
+        try:
+            async with asyncio.timeout(left_s):
+                return await self._acquire(run, name, ask, waits=True)
+        except TimeoutError:
+            refusal = Refusal(WaitReason.RATE, None)
+            self.give_up_here(run, WaitReason.RATE.value)
+            return refusal
 
     async def _await_closing(self, run: LiveRun, name: str, ask: PermitAsk) -> object:
         """Wait for an account that is left alone, as long as the run has time for that."""

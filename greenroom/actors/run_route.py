@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..domain.capability_negotiation import Negotiation, NegotiationStatus
+from ..domain.event import from_microseconds
 from ..domain.rate_budget import RateLevels
 from ..domain.routing import Requirement, RouterOptions, RoutingOverrides
 
@@ -42,6 +43,14 @@ class RunRoute:
     """What the provider has said of its limits in this attempt."""
     waits_for: dict[str, Any] | None = None
     """What status shows while it waits: provider, reason, since_us."""
+
+    def shown_wait(self) -> dict[str, Any] | None:
+        """What it waits for, as status shows it."""
+        if self.waits_for is None:
+            return None
+        since = from_microseconds(self.waits_for["since_us"]).isoformat()
+        shown = {name: self.waits_for.get(name) for name in ("provider", "reason", "retry_in_s")}
+        return {**shown, "since": since}
 
     @property
     def can_fail_over(self) -> bool:

@@ -60,6 +60,10 @@ class Permit(NamedTuple):
     admission: Admission
     output_tokens: int = 0
     """What was set aside for the answer."""
+    is_free: bool = False
+    """Nothing is counted at the account: until its server hears otherwise, others may begin there unasked."""
+    is_unasked: bool = False
+    """It was taken without asking, because another one was free."""
 
     @property
     def is_probe(self) -> bool:
@@ -121,6 +125,8 @@ class Account:
         self._asks: dict[str, PermitAsk] = {}
         """Those in line."""
         self._held: dict[str, tuple[PermitAsk, Permit]] = {}
+        self._unasked: dict[str, int] = {}
+        """By holder: attempts under way that began unasked."""
         self._expected_output = 0.0
 
     def configure(self, breaker: BreakerOptions, rate: RateOptions) -> None:
@@ -195,14 +201,17 @@ class Account:
             return
         ask, permit = held
         self._use(ask, permit, report, now_s)
+        self._judge(permit.admission, report, now_s)
+
+    def _judge(self, admission: Admission, report: AttemptReport, now_s: float) -> None:
         if report.levels is not None:
             self.budget.observe(report.levels, now_s)
         if report.end is AttemptEnd.SUCCEEDED:
-            self.circuit.succeeded(permit.admission, now_s)
+            self.circuit.succeeded(admission, now_s)
         elif report.end is AttemptEnd.FAILED:
-            self.circuit.failed(permit.admission, now_s, retry_after_s=report.retry_after_s)
+            self.circuit.failed(admission, now_s, retry_after_s=report.retry_after_s)
         else:
-            self.circuit.given_up(permit.admission)
+            self.circuit.given_up(admission)
         if report.retry_after_s is not None or report.end is AttemptEnd.RATE_LIMITED:
             self.budget.pause(now_s + (report.retry_after_s or DEFAULT_PAUSE_S))
 
@@ -211,7 +220,24 @@ class Account:
         waiting = [key for key, ask in self._asks.items() if ask.holder == holder]
         for key in [*waiting, *(key for key, (ask, _) in self._held.items() if ask.holder == holder)]:
             self.end(key, AttemptReport(end=AttemptEnd.GIVEN_UP), now_s)
+        self._unasked.pop(holder, None)
         return waiting
+
+    def is_free(self, now_s: float) -> bool:
+        """Whether anybody may begin unasked: the breaker is closed, nothing is limited, and nobody waits."""
+        is_closed = self.circuit.state is CircuitState.CLOSED
+        return is_closed and not len(self._line) and self.budget.is_unlimited(now_s)
+
+    def note(self, admission: Admission, report: AttemptReport, now_s: float) -> None:
+        """An attempt has ended that began unasked."""
+        self._judge(admission, report, now_s)
+
+    def tally(self, holder: str, under_way: int) -> None:
+        """So many attempts are under way at the holder that began unasked."""
+        if under_way:
+            self._unasked[holder] = under_way
+        else:
+            self._unasked.pop(holder, None)
 
     def state(self, now_s: float) -> AccountState:
         """As it is now."""
@@ -220,7 +246,7 @@ class Account:
             provider=self.provider,
             state=self.circuit.state,
             failures=self.circuit.failures,
-            under_way=len(self._held),
+            under_way=len(self._held) + sum(self._unasked.values()),
             waiting=len(self._line),
             retry_in_s=0.0 if why is None else why.retry_in_s or 0.0,
             wait_reason=why.reason if why else None,
@@ -229,7 +255,7 @@ class Account:
     def _begin(self, ask: PermitAsk, now_s: float) -> Permit:
         admission = self.circuit.admit(now_s, early=ask.early)
         assert admission is not None, "it was not refused"
-        permit = Permit(admission, round(self._expected_output))
+        permit = Permit(admission, round(self._expected_output), is_free=self.is_free(now_s))
         self.budget.begin(ask.input_tokens, permit.output_tokens, now_s)
         self._held[ask.key] = (ask, permit)
         return permit

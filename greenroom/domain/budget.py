@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import ValidationError
 from .policy import OnViolation
@@ -48,6 +48,15 @@ class BudgetOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValidationError(f"budget.{name} must be more than 0.", details={"field": f"budget.{name}"})
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "BudgetOptions":
+        """The inverse of `dataclasses.asdict`."""
+        return cls(
+            max_cost_usd=record["max_cost_usd"],
+            max_total_tokens=record["max_total_tokens"],
+            on_violation=OnViolation(record["on_violation"]),
+        )
 
     @property
     def is_set(self) -> bool:

@@ -100,6 +100,11 @@ class Circuit:
         self._probes_succeeded = 0
 
     @property
+    def cycle(self) -> int:
+        """How often it has opened."""
+        return self._cycle
+
+    @property
     def failures(self) -> int:
         """One after the other, up to now."""
         return self._consecutive

@@ -92,6 +92,12 @@ class RateBudget:
         """Until when nothing begins, because the provider said so."""
         return self._paused_until_s
 
+    def is_unlimited(self, now_s: float) -> bool:
+        """Whether there is nothing to count."""
+        buckets = (self._requests, self._input, self._output)
+        is_paused = self._slow_limit is not None or self._paused_until_s > now_s
+        return self.options.max_concurrent is None and not is_paused and not any(buckets)
+
     def wait_s(self, input_tokens: int, output_tokens: int, now_s: float) -> float | None:
         """How long until an attempt that is thought to need so much may begin; 0: now. None: when another has ended."""
         limits = [limit for limit in (self._slow_limit, self.options.max_concurrent) if limit is not None]

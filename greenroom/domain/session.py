@@ -213,3 +213,6 @@ class SessionStatus:
     processes: list[dict[str, Any]]
     """Of its providers: run_id, pid, count of processes in the tree, and memory_bytes of them together."""
     last_seq: int
+    waiting: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    """By run id, of those that wait for a provider account: `provider`, `reason` (circuit_open, paused, rate,
+    concurrency or line), `since`, and `retry_in_s` as it was then (None: when another run has ended)."""

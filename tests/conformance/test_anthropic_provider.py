@@ -29,7 +29,7 @@ from greenroom.domain.errors import (
     ValidationError,
 )
 from greenroom.domain.event import EventType
-from greenroom.domain.provider import Provider, ProviderEvent, ProviderOutcome, ProviderRequest
+from greenroom.domain.provider import Provider, ProviderEvent, ProviderLevels, ProviderOutcome, ProviderRequest
 from greenroom.domain.run_input import Message, Role
 from greenroom.domain.token_usage import TokenUsage
 from greenroom.testing import Answer, MessagesServer, answers
@@ -37,7 +37,7 @@ from greenroom.testing import Answer, MessagesServer, answers
 KEY = "sk-ant-test-key-1234"
 MODEL = "claude-sonnet-5-5"
 
-Step = ProviderEvent | ProviderOutcome
+Step = ProviderEvent | ProviderLevels | ProviderOutcome
 
 
 @pytest.fixture

@@ -145,12 +145,13 @@ def test_of_several_limits_that_are_passed_the_strictest_action_comes_first() ->
 
 actions = st.sampled_from(["cancel", "warn", "ask"])
 some_limits = st.dictionaries(st.sampled_from([metric.value for metric in Metric]), st.integers(0, 5), max_size=4)
-limit_policies = st.lists(
-    st.builds(
-        lambda limits, action: limited(action, **limits), some_limits, st.sampled_from(["cancel", "warn", "ask"])
-    ),
-    max_size=4,
-)
+
+
+def with_limits(limits: dict[str, int], action: str) -> Policy:
+    return limited(action, **limits)
+
+
+limit_policies = st.lists(st.builds(with_limits, some_limits, actions), max_size=4)
 
 
 @given(limit_policies, st.permutations(range(4)))

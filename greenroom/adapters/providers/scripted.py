@@ -34,6 +34,8 @@ class ScriptedToolCall:
 class ScriptedUsage:
     input_tokens: int = 10
     output_tokens: int = 5
+    cost_usd: float | None = None
+    """What the run says that it cost; None: nothing is known of that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +134,11 @@ class ScriptedProvider:
         yield ProviderEvent(EventType.MESSAGE_RECEIVED, {"role": "assistant", "content": reply, "kind": "text"})
         yield ProviderEvent(EventType.TOKEN_USAGE_UPDATED, usage.to_dict())
         yield ProviderOutcome(
-            content=reply, stop_reason="end_turn", token_usage=usage, model=request.model or DEFAULT_MODEL
+            content=reply,
+            stop_reason="end_turn",
+            token_usage=usage,
+            cost_usd=step.usage.cost_usd,
+            model=request.model or DEFAULT_MODEL,
         )
 
     async def interrupt(self, run_id: str) -> None:

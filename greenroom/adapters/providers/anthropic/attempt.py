@@ -13,7 +13,9 @@ from anthropic.types import RawContentBlockDelta, RawMessageStreamEvent
 
 from ....domain.errors import ProviderUnavailable
 from ....domain.event import EventType
-from ....domain.provider import ProviderEvent, ProviderOutcome, ProviderRequest
+from ....domain.policy import Metric, tightest
+from ....domain.provider import ProviderEvent, ProviderLevels, ProviderOutcome, ProviderRequest
+from ....domain.rate_budget import RateLevels
 from ....domain.run_input import Role
 from ....domain.token_usage import TokenUsage
 from ....domain.tool import ToolOutcome, ToolResult
@@ -22,6 +24,7 @@ from ..tool_calls import tool_call_ended, tool_call_started
 from .errors import FOREIGN_ERRORS, refused, translated
 from .history import history_messages
 from .options import DEFAULT_MODEL, AnthropicOptions, thinking_argument
+from .rate_headers import levels_of
 
 _CONNECT_TIMEOUT_S = 10.0
 
@@ -163,7 +166,7 @@ class Attempt:
         """Say this to the model with the next turn, of which there will be one unless the turns are used up."""
         self._steered.append(message)
 
-    async def run(self) -> AsyncGenerator[ProviderEvent | ProviderOutcome, None]:
+    async def run(self) -> AsyncGenerator[ProviderEvent | ProviderLevels | ProviderOutcome, None]:
         """All turns, then the outcome. Closing it closes the HTTP stream."""
         max_turns = self._request.max_turns or self._options.max_turns
         turn = 0
@@ -202,9 +205,12 @@ class Attempt:
         else:
             self._messages.append({"role": "user", "content": said})
 
-    async def _receive(self, message: AssistantMessage) -> AsyncGenerator[ProviderEvent, None]:
+    async def _receive(self, message: AssistantMessage) -> AsyncGenerator[ProviderEvent | ProviderLevels, None]:
         async with aclosing(self._raw_events()) as raw_events:
             async for raw_event in raw_events:
+                if isinstance(raw_event, RateLevels):
+                    yield ProviderLevels(raw_event)
+                    continue
                 for event in message.take(raw_event):
                     yield event
         if not message.complete:
@@ -214,8 +220,9 @@ class Attempt:
         for event in message.received():
             yield event
 
-    async def _raw_events(self) -> AsyncGenerator[RawMessageStreamEvent, None]:
-        """The events as the API sends them; create(stream=True) alone does not add the SDK's own, which repeat text."""
+    async def _raw_events(self) -> AsyncGenerator[RawMessageStreamEvent | RateLevels, None]:
+        """What the headers say, then the events as the API sends them; create(stream=True) alone does not add the SDK's
+        own, which repeat text."""
         try:
             stream = await self._client.messages.create(
                 **self._arguments(),
@@ -225,6 +232,8 @@ class Attempt:
                 ),
             )
             async with stream:
+                if (levels := levels_of(stream.response.headers)) is not None:
+                    yield levels
                 async for event in stream:
                     yield event
         except FOREIGN_ERRORS as exc:
@@ -252,6 +261,16 @@ class Attempt:
             return ToolResult(output=call.complaint, outcome=ToolOutcome.ERROR, error=error)
         return await self._request.tools.invoke(call.name, call.arguments, call.id)
 
+    def _max_tokens(self) -> int:
+        """Of one answer: as the options say, and no more than a policy leaves of its tokens, as far as the API takes
+        that beside the budget for thinking."""
+        most = tightest(self._request.policies, Metric.TOTAL_TOKENS)
+        if most is None:
+            return self._options.max_tokens
+        thinking = self._options.thinking
+        least = thinking.get("budget_tokens", 0) + 1 if isinstance(thinking, dict) else 1
+        return min(self._options.max_tokens, max(int(most) - self._usage.total_tokens, least))
+
     def _account(self, message: AssistantMessage) -> None:
         self._usage = self._usage + message.usage
         price = price_usd(message.model or self._model, message.usage)
@@ -262,7 +281,7 @@ class Attempt:
         system = [message.content for message in request.messages if message.role is Role.SYSTEM]
         arguments: dict[str, Any] = {
             "model": self._model,
-            "max_tokens": options.max_tokens,
+            "max_tokens": self._max_tokens(),
             "messages": self._messages,
             "system": "\n\n".join([request.system_prompt, *system] if request.system_prompt else system),
             "thinking": thinking_argument(options.thinking),

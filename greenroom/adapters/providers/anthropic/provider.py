@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....domain.capability import Capability, CapabilityType
 from ....domain.errors import CapabilityNotSupported, InvalidOperation
-from ....domain.provider import ProviderEvent, ProviderOutcome, ProviderRequest
+from ....domain.provider import ProviderEvent, ProviderLevels, ProviderOutcome, ProviderRequest
 from .options import DEFAULT_MODEL, AnthropicOptions, check_anthropic_options, read_api_key
 
 if TYPE_CHECKING:  # the SDK costs 72 MB
@@ -46,7 +46,9 @@ class AnthropicProvider:
             Capability(name="system_prompts", type=CapabilityType.PROMPT),
         )
 
-    async def execute(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent | ProviderOutcome, None]:
+    async def execute(
+        self, request: ProviderRequest
+    ) -> AsyncGenerator[ProviderEvent | ProviderLevels | ProviderOutcome, None]:
         """Carry out one attempt. When it is cancelled or closed the HTTP stream is closed at once."""
         options = self.check_options(request.options, field="options")
         api_key = read_api_key(options)
