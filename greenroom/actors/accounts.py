@@ -1,6 +1,7 @@
 """A server's way to the accounts and routers of the runtime: who may begin, and on whom to try."""
 
 import asyncio
+import secrets
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ import ray
 import ray.exceptions
 
 from ..adapters.logs import get_logger
-from ..domain.account import AttemptEnd, AttemptReport, Permit, PermitAsk, Refusal
+from ..domain.account import AttemptEnd, AttemptReport, Permit, PermitAsk, Refusal, WaitReason
 from ..domain.provider import ProviderDeclaration
 from ..domain.routing import RouterOptions, RoutingOverrides, RoutingRequest
 from .address import BREAKER_PREFIX, ROUTER_PREFIX
@@ -46,6 +47,7 @@ def managed(providers: Mapping[str, ProviderDeclaration], routers: Mapping[str, 
 class _Unasked:
     """Attempts at an account of which nothing is counted."""
 
+    actor: Any = None
     permit: Permit | None = None
     """What each of them gets; None: they have to ask."""
     watching: "asyncio.Task[None] | None" = None
@@ -61,13 +63,16 @@ class Accounts:
     An actor that is gone for good limits nobody: the run goes on, and the log of the process says so.
     """
 
-    def __init__(self, holder: str, namespace: str) -> None:
-        self.holder = holder
+    def __init__(self, server: str, namespace: str) -> None:
+        # A server that was started again has the name of the one that died, and nothing of what that one had.
+        self.holder = f"{server}/{secrets.token_hex(4)}"
         self._namespace = namespace
         self._names: frozenset[str] = frozenset()
         self._actors: dict[str, Any] = {}
-        self._held: dict[str, tuple[str, PermitAsk, Permit]] = {}
-        """By the key of the attempt: where, what was asked, what was given."""
+        self._held: dict[str, tuple[str, Any, PermitAsk, Permit]] = {}
+        """By the key of the attempt: where, of which actor, what was asked, what was given."""
+        self._open_until: dict[str, float] = {}
+        """By provider: until when its breaker is open, as this server was told last."""
         self._unasked: dict[str, _Unasked] = {}
         self._blocks: dict[tuple[str, str], tuple[float, deque[tuple[str, ...]]]] = {}
         self._bindings: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
@@ -90,7 +95,7 @@ class Accounts:
         unasked = self._unasked.get(provider)
         if unasked is not None and unasked.permit is not None:
             unasked.under_way += 1
-            self._held[ask.key] = (provider, ask, unasked.permit)
+            self._held[ask.key] = (provider, unasked.actor, ask, unasked.permit)
             return unasked.permit
         ask = replace(ask, holder=self.holder)
         actor = await self._actor(BREAKER_PREFIX + provider)
@@ -106,18 +111,20 @@ class Accounts:
             actor.ended.remote(ask.key, _FREE)
             raise
         if isinstance(answer, Permit):
-            self._held[ask.key] = (provider, ask, answer)
+            self._held[ask.key] = (provider, actor, ask, answer)
+            self._open_until.pop(provider, None)
             if answer.is_free:
                 self._watch(provider, actor, answer)
+        elif answer.reason is WaitReason.CIRCUIT_OPEN and answer.retry_in_s is not None:
+            self._open_until[provider] = self._loop.time() + answer.retry_in_s
         return answer
 
     def ended(self, key: str, report: AttemptReport) -> None:
         """The attempt has ended. Nothing happens to one that is not known."""
         held = self._held.pop(key, None)
-        actor = self._actors.get(BREAKER_PREFIX + held[0]) if held else None
-        if held is None or actor is None:
+        if held is None:
             return
-        provider, _, permit = held
+        provider, actor, _, permit = held
         if not permit.is_unasked:
             actor.ended.remote(key, report)
             return
@@ -135,6 +142,7 @@ class Accounts:
     def _watch(self, provider: str, actor: Any, permit: Permit) -> None:
         """Until the account says otherwise attempts begin there unasked."""
         unasked = self._unasked.setdefault(provider, _Unasked())
+        unasked.actor = actor
         if unasked.watching is None:
             unasked.permit = permit._replace(is_unasked=True)
             unasked.watching = self._loop.create_task(self._keep_free(provider, actor, unasked))
@@ -149,25 +157,26 @@ class Accounts:
             unasked.permit = unasked.watching = None
 
     def _note(self, provider: str, *failed: tuple[Permit, AttemptReport]) -> None:
-        unasked, actor = self._unasked[provider], self._actors.get(BREAKER_PREFIX + provider)
+        unasked = self._unasked[provider]
         succeeded, unasked.succeeded = unasked.succeeded, 0
         if unasked.timer is not None:
             unasked.timer.cancel()
             unasked.timer = None
-        if actor is not None:
-            actor.note.remote(self.holder, unasked.under_way, succeeded, failed)
+        if unasked.actor is not None:
+            unasked.actor.note.remote(self.holder, unasked.under_way, succeeded, failed)
 
     async def renew(self) -> None:
         """Tell the accounts that this process lives, and what it has under way at them."""
         by_provider: dict[str, list[tuple[PermitAsk, Permit]]] = {}
-        for provider, ask, permit in self._held.values():
+        for provider, _, ask, permit in self._held.values():
             if permit.is_unasked:
                 continue
             by_provider.setdefault(provider, []).append((ask, permit))
         for provider in self._names:
             actor = self._actors.get(BREAKER_PREFIX + provider)
             if actor is not None:
-                actor.renew.remote(self.holder, by_provider.get(provider, []))
+                open_for_s = max(0.0, self._open_until.get(provider, 0.0) - self._loop.time())
+                actor.renew.remote(self.holder, by_provider.get(provider, []), open_for_s)
 
     # Decisions
 

@@ -17,6 +17,7 @@ from ..domain.run import Run, RunStatus
 from ..domain.run_gate import RunGate
 from ..domain.run_options import RunOptions
 from ..domain.session import Session, SessionSpec
+from ..domain.token_usage import TokenUsage
 from ..domain.tool import Toolbox
 from .accounts import Accounts
 from .live_run import LiveRun, live_run_of
@@ -61,6 +62,7 @@ async def activate(
     gate: RunGate | None = None,
     accounts: Accounts | None = None,
     scope_policies: Mapping[str, Mapping[str, Any]] | None = None,
+    asks_before_start: bool = False,
     shared: bool = False,
 ) -> LiveSession:
     """Become the session's owner. With a spec it is created if it does not exist; without, SessionNotFound. Where the
@@ -102,6 +104,7 @@ async def activate(
         gate=gate,
         accounts=accounts,
         scope_policies=scope_policies,
+        asks_before_start=asks_before_start,
         shared=shared,
     )
     for batch in listener.early:
@@ -182,9 +185,9 @@ async def _plan(
         provider = run.provider
     found = live_run_of(run, options, number=number, provider=provider, route=route, policies=policies)
     crashes = 0
-    if run.status is RunStatus.RUNNING or run.attempt > 1:
+    if run.status is RunStatus.RUNNING or run.attempt > 1 or live.asks_before_start:
         history = await run_history(log, run.session_id, run.id, run.queued_seq)
-        crashes = _remember(found, run, history)
+        crashes = _remember(live, found, run, history)
     if run.status is RunStatus.RUNNING and error is None:
         error = RunInterrupted(details={"attempt": run.attempt})
     elif error is not None:
@@ -193,20 +196,31 @@ async def _plan(
     return found, recovery_of(run, options, crashes=crashes, now_us=now_us, waits_for_approval=waits), error
 
 
-def _remember(found: LiveRun, run: Run, past: list[Event]) -> int:
-    """Tool calls that nobody saw end, those that have an answer, and approvals. Returns after how many crashes it was
-    begun again."""
+def _remember(live: LiveSession, found: LiveRun, run: Run, past: list[Event]) -> int:
+    """What it used, tool calls that nobody saw end, those that have an answer, and approvals. Returns after how many
+    crashes it was begun again."""
     approvals: dict[str, Approval] = {}
-    crashes = 0
+    crashes, spent = 0, TokenUsage()
     for event in past:
         if event.type in APPROVAL_TYPES:
             fold_approvals(approvals, event)
         elif event.type is EventType.RUN_QUEUED:
             crashes += event.data.get("reason") in CRASH_REASONS
+            found.usage_before, spent = found.usage_before + spent, TokenUsage()
+        elif event.type is EventType.TOKEN_USAGE_UPDATED:
+            spent = TokenUsage.from_dict(event.data)
+        elif event.type is EventType.TURN_COMPLETED:
+            found.turns_before += 1
+        elif event.type is EventType.POLICY_VIOLATION:
+            found.violations.append(event.data)
         elif event.type is EventType.TOOL_CALL_STARTED:
             found.open_tool_calls[event.data["tool_call_id"]] = event.data
+            found.calls_before += 1
         else:
             found.open_tool_calls.pop(event.data["tool_call_id"], None)
+    found.usage_before = found.usage_before + spent
+    if found.usage_before.total_tokens:
+        found.cost_before_usd = live.providers.price_usd(found.provider, found.options.model, found.usage_before)
     found.approvals = tuple(approvals.values())
     waiting = {approval.tool_call_id for approval in found.approvals if approval.decision is None}
     in_doubt = [data for call_id, data in found.open_tool_calls.items() if call_id not in waiting]

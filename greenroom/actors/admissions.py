@@ -11,7 +11,7 @@ from ..domain.budget import Amount, BudgetAnswer, BudgetDecision
 from ..domain.budget_scopes import scopes_of
 from ..domain.errors import BudgetExceeded, GreenroomError, InternalError
 from ..domain.event import EventType
-from ..domain.policy import Metric, OnViolation, tightest
+from ..domain.policy import Metric, OnViolation, binding, tightest
 from ..domain.run_gate import RunGate
 from ..domain.session import Session
 from ..domain.slots import Slot
@@ -46,6 +46,7 @@ class Admissions:
         approvals: Approvals,
         writer: SessionWriter,
         refuse: Refuse,
+        has_started: Callable[[str], bool],
     ) -> None:
         self._placer = placer
         self._gates = [one for one in (budget, gate) if one is not None]
@@ -54,6 +55,7 @@ class Admissions:
         self._approvals = approvals
         self._writer = writer
         self._refuse = refuse
+        self._has_started = has_started
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._admitted: set[str] = set()
 
@@ -78,9 +80,14 @@ class Admissions:
 
     async def _ask(self, run: LiveRun, retry: Callable[[], None]) -> None:
         try:
+            # Slots and budgets first, then the account: a run that is tried again holds those while it waits for its
+            # account, so in the other order two runs could wait for each other.
+            if self._gates:
+                provider = await self._placer.first_choice(run)
+                for gate in self._gates:
+                    await self._enter(gate, run, provider)
             await self._placer.place(run)
-            for gate in self._gates:
-                await self._enter(gate, run)
+            self.placed(run)
         except GreenroomError as exc:
             self._refuse(run, exc)
         except Exception:  # noqa: BLE001  recorded: the run ends with it
@@ -90,21 +97,28 @@ class Admissions:
             self._admitted.add(run.run_id)
             self._asking.pop(run.run_id, None)
             retry()
+            if not self._has_started(run.run_id):  # the session was paused meanwhile: others may have what it holds
+                self.release(run)
 
-    async def _enter(self, gate: "RunGate | SessionBudget", run: LiveRun) -> None:
+    def placed(self, run: LiveRun) -> None:
+        """The run has its provider for the next attempt."""
+        for gate in self._gates:
+            gate.move(run.run_id, run.provider)
+
+    async def _enter(self, gate: "RunGate | SessionBudget", run: LiveRun, provider: str) -> None:
+        hard = binding(run.policies)
         slot = Slot(
             run_id=run.run_id,
-            provider=run.provider,
+            provider=provider,
             tenant=self._tenant,
             priority=run.options.priority,
             scopes=self._scopes,
             model=run.options.model,
-            most=Amount.of(tightest(run.policies, Metric.COST_USD), tightest(run.policies, Metric.TOTAL_TOKENS)),
+            most=Amount.of(tightest(hard, Metric.COST_USD), tightest(hard, Metric.TOTAL_TOKENS)),
         )
-        decision = await gate.enter(slot)
-        if decision.answer is BudgetAnswer.EXCEEDED:
+        while (decision := await gate.enter(slot)).answer is BudgetAnswer.EXCEEDED:
             await self._go_beyond(run, decision)
-            await gate.enter(replace(slot, is_forced=True))
+            slot = replace(slot, beyond=(*slot.beyond, decision.scope or ""))
 
     async def _go_beyond(self, run: LiveRun, decision: BudgetDecision) -> None:
         """Nothing is left of a budget: BudgetExceeded, unless its owner says that this does not matter."""

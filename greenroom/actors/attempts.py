@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from ..domain.errors import (
 )
 from ..domain.event import EventType
 from ..domain.failover import ENDS, Failure, Fault, NextStep, Recourse, fault_of, next_step, retry_after_of
-from ..domain.policy import Metric, Verdict, tightest
+from ..domain.policy import Metric, Verdict, binding, tightest
 from ..domain.provider import ProviderEvent, ProviderOutcome, ProviderRequest
 from ..domain.record_projection import CONVERSATION
 from ..domain.run_options import Continuation, OnCrash
@@ -74,6 +74,7 @@ class Attempts:
         approvals: Approvals,
         end: EndRun,
         placer: Placer,
+        placed: Callable[[LiveRun], None],
         home: str | None,
         past: SessionPast,
     ) -> None:
@@ -84,6 +85,7 @@ class Attempts:
         self._approvals = approvals
         self._end = end
         self._placer = placer
+        self._placed = placed
         self._specs = {spec.name: spec for spec in tools.specs()}
         self._home = home
         self._past = past
@@ -97,24 +99,31 @@ class Attempts:
         for run in runs:
             if run.ended:
                 continue
-            now_us = self._writer.now_us()
-            left_s = max(0.0, run.remaining_s(now_us))
+            if run.deadline is None:
+                self.set_deadline(run)
             if any(policy.limits for policy in run.policies):
                 run.limits = RunLimits(
                     run, approvals=self._approvals, report=self._report_limit, stop=self._stop_for_violation
                 )
+                now_us = self._writer.now_us()
                 run.limits.start((now_us - (run.first_started_at_us or now_us)) / 1_000_000)
-            run.deadline = self._loop.call_later(left_s, self._pass_deadline, run)
             run.task = self._loop.create_task(self._execute(run))
             self._tasks.add(run.task)
             run.task.add_done_callback(self._tasks.discard)
+
+    def set_deadline(self, run: LiveRun) -> None:
+        """Its clock goes from here on, whatever it does."""
+        left_s = max(0.0, run.remaining_s(self._writer.now_us()))
+        run.deadline = self._loop.call_later(left_s, self._pass_deadline, run)
 
     def keep_conversation(self, provider: str, handle: dict[str, str]) -> None:
         """A run of the provider has ended with this conversation: a later one may go on with it."""
         self._conversations[provider] = handle
 
     async def settle(self) -> None:
-        """Wait until everything that was begun is over; whoever calls this has cancelled it."""
+        """Give up everything that was begun, and wait until it is over."""
+        for task in self._tasks:
+            task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -159,17 +168,16 @@ class Attempts:
         if step.recourse is Recourse.FAIL:
             self._fail(run, error)
             return True
-        failed_at = run.provider
         await self._queue_again(run, storable_error(error), step)
         try:
             await asyncio.sleep(step.delay_s)
             await self._placer.place(run)
+            self._placed(run)
         except GreenroomError as exc:
-            run.provider = run.provider or failed_at
             self._fail(run, error if isinstance(exc, ProviderUnavailable) else exc)
             return True
         if not run.ended:
-            run.started_at_us = self._writer.now_us()
+            run.started_at_us, run.is_between_attempts = self._writer.now_us(), False
             await asyncio.shield(self._writer.append(start_events(self._writer, run)))
         return run.ended
 
@@ -208,7 +216,9 @@ class Attempts:
             self._placer.give_up_here(run, error.code)
         else:
             route.stays = True
-        queued = {"reason": f"{step.recourse.value} after {error.code}"}
+        queued: dict[str, Any] = {"reason": f"{step.recourse.value} after {error.code}"}
+        if run.usage_before.total_tokens:
+            queued["spent"] = {"token_usage": run.usage_before.to_dict(), "cost_usd": run.cost_before_usd}
         events.append(writer.event(EventType.RUN_QUEUED, run, queued, at_us=run.queued_at_us))
         await asyncio.shield(writer.append(events))
         run.past_calls = past_calls_of(await run_history(self._writer.log, self._session.id, run.run_id, 0))
@@ -250,7 +260,7 @@ class Attempts:
 
     def _max_turns(self, run: LiveRun) -> int | None:
         """The run's own limit and those of its policies, where the provider can keep to one."""
-        limit = tightest(run.policies, Metric.TURNS)
+        limit = tightest(binding(run.policies), Metric.TURNS)
         if limit is None or not self._providers.counts_turns(run.provider):
             if limit is not None:
                 run.warn(f"Provider {run.provider!r} does not count turns: max_turns cannot be kept.")
@@ -325,7 +335,7 @@ class Attempts:
         self._placer.settle(run, _report(run, AttemptEnd.SUCCEEDED))
         self._placer.served(run)
         if run.limits is not None and not run.ended:
-            limit = tightest(run.policies, Metric.TURNS)
+            limit = tightest(binding(run.policies), Metric.TURNS)
             ran_out = outcome.stop_reason == "max_turns" and limit is not None and limit == self._max_turns(run)
             run.limits.settle(turns_ran_out_at=limit if ran_out else None)
         if run.cost_usd is None and tightest(run.policies, Metric.COST_USD) is not None:

@@ -20,8 +20,7 @@ class CircuitBreaker:
     """Lets attempts begin at the account, over all sessions of the cluster. No data flows through it.
 
     What it knows it can lose. One that was started anew lets nothing through for half a lease, until the servers have
-    said what they have under way; then the account is tried before it is trusted, and its budget of a minute has to
-    fill up first.
+    said what they have under way, and if they know the breaker to be open; its budget of a minute has to fill up first.
     """
 
     def __init__(self, provider: str, breaker: BreakerOptions, rate: RateOptions, lease_s: float) -> None:
@@ -32,10 +31,10 @@ class CircuitBreaker:
         self._waiting: dict[str, asyncio.Future[Permit | Refusal]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._no_longer_free: asyncio.Future[None] = self._loop.create_future()
+        self._lease_s = lease_s
         self._opens_at = 0.0
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self._opens_at = self._loop.time() + lease_s / 2
-            self._account.circuit.doubt(self._opens_at)
             self._account.budget.drain(self._loop.time())
 
     async def acquire(self, ask: PermitAsk, waits: bool) -> Permit | Refusal:
@@ -87,15 +86,16 @@ class CircuitBreaker:
             self._send_away()
         self._look()
 
-    async def renew(self, holder: str, held: Sequence[tuple[PermitAsk, Permit]]) -> None:
-        """The holder is alive and has these under way."""
+    async def renew(self, holder: str, held: Sequence[tuple[PermitAsk, Permit]], open_for_s: float) -> None:
+        """The holder is alive, has these under way, and knows the breaker to be open for so long, or not (0)."""
         self._holders.heard(holder)
+        now = self._loop.time()
         for ask, permit in held:
             self._account.hold(ask, permit)
-
-    async def drop(self, holder: str) -> None:
-        """The holder is gone: what it had comes back."""
-        self._holders.gone(holder)
+        self._account.reconcile(holder, {ask.key for ask, _ in held}, now, older_than_s=self._lease_s / 2)
+        if open_for_s > 0 and now < self._opens_at:
+            self._account.circuit.reopen(now, open_for_s)
+        self._look()
 
     async def configure(self, breaker: BreakerOptions, rate: RateOptions) -> None:
         """Hold from now on; what is known of the account stays."""

@@ -339,15 +339,7 @@ class Directory:
             self._epochs.pop(session_id, None)
         if self._settings["limiter"] is not None:
             self._settings["limiter"].drop.remote(name)
-        self._own(self._drop_permits(name))
         self._own(self._recover(name))
-
-    async def _drop_permits(self, name: str) -> None:
-        """What the server had under way at provider accounts comes back."""
-        for account in await asyncio.to_thread(named_actors, self._address.namespace, BREAKER_PREFIX):
-            with contextlib.suppress(ValueError):
-                actor: Any = await asyncio.to_thread(ray.get_actor, account, self._address.namespace)
-                actor.drop.remote(name)
 
     async def _recover(self, name: str) -> None:
         """Give the sessions that had open runs there to others."""

@@ -61,6 +61,8 @@ class GuardedTools:
                 why = f": {answer.reason}" if answer.reason else ""
                 return _denied(ApprovalDenied.code, f"{answer.by} did not allow this call of {name}{why}.")
             self._agreed.add(call_id)
+        if self._run.ended:  # meanwhile: what an agent's own client asks is not cancelled with the run
+            return _denied(ToolPermissionDenied.code, "The run has ended.")
         return None
 
     async def invoke(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult:

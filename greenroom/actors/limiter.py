@@ -55,6 +55,11 @@ class Limiter:
         self._answer(run_id, None)
         self._grant()
 
+    async def move(self, run_id: str, provider: str) -> None:
+        """The run, which has a slot, is at another provider now."""
+        self._table.move(run_id, provider)
+        self._grant()
+
     async def renew(self, holder: str, held: Sequence[Slot]) -> None:
         """The holder is alive and has these slots."""
         self._holders.heard(holder)

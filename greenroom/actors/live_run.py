@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..domain.approval import Approval
-from ..domain.budget import MICRO, NOTHING, Amount
+from ..domain.budget import MICRO, Amount
 from ..domain.errors import GreenroomError
 from ..domain.event import EventType, to_microseconds
 from ..domain.event_log import Committed
@@ -16,6 +16,7 @@ from ..domain.run import Run, RunResult, RunStatus
 from ..domain.run_input import Message, Role
 from ..domain.run_options import RunOptions
 from ..domain.run_outcome import cancelled_error, deadline_error
+from ..domain.token_usage import TokenUsage
 from .run_route import RunRoute
 
 if TYPE_CHECKING:
@@ -79,21 +80,43 @@ class LiveRun:
     """What its policies want and its provider cannot keep."""
     is_advisory: bool = False
     """Whether its provider may run a tool before it asks."""
+    is_between_attempts: bool = False
+    """Whether it waits for its next attempt."""
+    calls_before: int = 0
+    """Tool calls of attempts in processes that died."""
+    turns_before: int = 0
     has_acted: bool = False
     """Whether a tool with side effects may have run in this attempt."""
     cost_usd: float | None = None
     """Of this attempt, as far as it is known."""
-    spent_before: Amount = NOTHING
+    usage_before: TokenUsage = field(default_factory=TokenUsage)
     """Of the attempts before it."""
+    cost_before_usd: float | None = 0.0
+    """None: not known."""
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether it is known which provider it is at, or goes to next."""
+        return bool(self.provider) and not self.route.is_undecided
 
     def used(self) -> Amount:
-        """What all its attempts have used, as far as it is known."""
-        now = Amount.of(self.cost_usd, self.token_usage.get("total_tokens", 0))
-        cost = self.spent_before.micro_usd or 0
-        return Amount(
-            None if now.micro_usd is None and not cost else cost + (now.micro_usd or 0),
-            (self.spent_before.tokens or 0) + (now.tokens or 0),
-        )
+        """What all its attempts have used."""
+        return Amount.of(self.total_cost_usd, self.total_usage.total_tokens)
+
+    @property
+    def total_usage(self) -> TokenUsage:
+        """Tokens of all attempts."""
+        return self.usage_before + TokenUsage.from_dict(self.token_usage)
+
+    @property
+    def total_cost_usd(self) -> float | None:
+        """What all attempts have cost; None: nobody knows. What has used no tokens has cost nothing."""
+        if self.cost_before_usd is None:
+            return None
+        if self.cost_usd is None:
+            has_used = TokenUsage.from_dict(self.token_usage).total_tokens > 0
+            return None if has_used or not self.cost_before_usd else self.cost_before_usd
+        return self.cost_before_usd + self.cost_usd
 
     def note_violation(self, data: dict[str, Any]) -> None:
         """Keep for its result what was recorded."""
@@ -107,8 +130,10 @@ class LiveRun:
     def begin_next_attempt(self, queued_at_us: int) -> None:
         """This attempt has failed, and the run goes on: what was said and used in it counts for the next one no more,
         but for what it cost."""
-        self.spent_before = self.used()
+        self.cost_before_usd = self.total_cost_usd if self.total_usage.total_tokens else 0.0
+        self.usage_before = self.total_usage
         self.attempt += 1
+        self.is_between_attempts = True
         self.queued_at_us = queued_at_us
         self.text.clear()
         self.token_usage, self.cost_usd = {}, None
@@ -150,10 +175,10 @@ class LiveRun:
         """Data of a terminal event other than run_completed: what was produced is kept."""
         if self.text:
             data["output"] = {"content": "".join(self.text)}
-        if self.token_usage:
-            data["token_usage"] = self.token_usage
-        if self.cost_usd is not None:
-            data["cost_usd"] = self.cost_usd
+        if self.total_usage.total_tokens:
+            data["token_usage"] = self.total_usage.to_dict()
+        if self.total_cost_usd is not None:
+            data["cost_usd"] = self.total_cost_usd
         return data | self.extra_data()
 
     def extra_data(self) -> dict[str, Any]:

@@ -83,11 +83,13 @@ class LiveSession:
         gate: RunGate | None = None,
         accounts: Accounts | None = None,
         scope_policies: Mapping[str, Mapping[str, Any]] | None = None,
+        asks_before_start: bool = False,
         shared: bool = False,
         home: str | None = None,
     ) -> None:
         """`on_idle` is called when the last of its runs has ended. `home` is a directory of its own, for providers.
-        `scope_policies` are those of tenants and projects, by the names of scopes. A `shared` one takes no runs of
+        `scope_policies` are those of tenants and projects, by the names of scopes. `asks_before_start`: a budget of the
+        runtime may ask a person about a run that has not started. A `shared` one takes no runs of
         providers that need a process of their own."""
         self.session_id = session.id
         self.session = session
@@ -105,6 +107,7 @@ class LiveSession:
         self._approvals = Approvals(self._writer, expires_s=approval_expires_s)
         self._outcomes = RunOutcomes(session.id, log)
         self._past = SessionPast(session.id, log)
+        self.asks_before_start = asks_before_start or session.budget is not None
         self._placer = Placer(session, providers=providers, accounts=accounts, writer=self._writer)
         self._scope_policies = [
             parse_policy(scope_policies[scope], field=f"limits of {scope}")
@@ -524,7 +527,7 @@ class LiveSession:
         return [
             {"run_id": run.run_id, **process}
             for run in self._runs
-            if run.task is not None
+            if run.task is not None and run.is_placed
             for process in self.providers.get(run.provider).processes(run.run_id)
         ]
 

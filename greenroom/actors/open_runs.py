@@ -80,6 +80,7 @@ class OpenRuns:
             approvals=approvals,
             writer=writer,
             refuse=self._refuse,
+            has_started=lambda run_id: run_id in self.queue.running,
         )
         self._on_idle = on_idle
         self._attempts = Attempts(
@@ -90,6 +91,7 @@ class OpenRuns:
             approvals=approvals,
             end=self.end,
             placer=placer,
+            placed=self._admissions.placed,
             home=home,
             past=past,
         )
@@ -146,6 +148,8 @@ class OpenRuns:
         endings: list[_Ending] = []
         for run, fate, error in plans:
             self._runs[run.run_id] = run
+            if run.first_started_at_us is not None:  # it may wait for long before it starts again
+                self._attempts.set_deadline(run)
             waiting = {approval.tool_call_id for approval in run.approvals if approval.decision is None}
             for call_id, started in run.open_tool_calls.items():
                 how = ToolOutcome.CANCELLED if call_id in waiting else ToolOutcome.IN_DOUBT

@@ -21,6 +21,9 @@ from .session_writer import SessionWriter
 SHOWN_AFTER_S = 1.0
 """A run that waits longer than this for an account says so in the log."""
 
+LOOK_AGAIN_S = 1.0
+"""A run that stands in line at one of several accounts looks at the others no more often than this."""
+
 CHARACTERS_PER_TOKEN = 4
 """What an input is thought to need; corrected by what it used. Anthropic's own rule of thumb is 3.5 to 4."""
 
@@ -120,6 +123,10 @@ class Placer:
             return 0.0
         return DEFAULT_FAILOVER_BUDGET_S if run.route.can_fail_over else DEFAULT_RETRY_BUDGET_S
 
+    async def first_choice(self, run: LiveRun) -> str:
+        """The provider that the run is likely to go to: its slot is one of that provider's."""
+        return run.provider or (await self._order(run))[0]
+
     async def place(self, run: LiveRun) -> None:
         """Choose the provider of the next attempt and wait until it may begin there; the run then holds a permit, until
         `settle`. ProviderUnavailable when no provider may be tried within the time that the run has for that."""
@@ -138,7 +145,7 @@ class Placer:
             route.waits_for = None
         if was_shown:
             self._record(run, EventType.ERROR_RECOVERED, {"provider": provider, "waited_s": round(route.waited_s, 3)})
-        run.provider, route.open_since_s = provider, None
+        run.provider, route.open_s, route.is_undecided = provider, 0.0, False
         if route.required or route.optional:
             self._check(provider, run.options, route)
 
@@ -161,7 +168,7 @@ class Placer:
         route = run.route
         route.failed_over = {"from": run.provider, "error_code": error_code}
         route.given_up.append(run.provider)
-        run.provider = ""
+        route.is_undecided = True
         route.stays, route.failures_here, route.first_failed_s = False, 0, None
         if route.router is not None and self._accounts is not None:
             self._accounts.unbind(route.router, self._session.id)
@@ -221,35 +228,37 @@ class Placer:
             route.waits_for = {"provider": name, "since_us": self._writer.now_us()}
         route.waits_for |= {"provider": name, "reason": why.reason.value, "retry_in_s": why.retry_in_s}
         if not is_open:
-            route.open_since_s = None
-            answer = await self._stand_in_line(run, name, ask)
+            others = [_likely_wait_s(other)[1] for one, other in refusals.items() if one != name]
+            answer = await self._stand_in_line(run, name, ask, look_again_s=min(others, default=None))
+        elif why.retry_in_s is None:  # a probe is under way, and may be a long run: that is no fault of the account
+            answer = await self._acquire(run, name, ask, waits=True)
         else:
             is_early = route.options is not None and route.options.all_open is AllOpen.PROBE
             answer = await self._await_closing(run, name, replace(ask, early=is_early))
         return name if not isinstance(answer, Refusal) else None
 
-    async def _stand_in_line(self, run: LiveRun, name: str, ask: PermitAsk) -> object:
-        """Wait for the account; one that has failed here and could go elsewhere no longer than it may be tried here."""
+    async def _stand_in_line(self, run: LiveRun, name: str, ask: PermitAsk, *, look_again_s: float | None) -> object:
+        """Wait for the account. Where there are others, it looks again when one of them may be free; a run that has
+        failed here and could go elsewhere waits no longer than it may be tried here."""
         route = run.route
-        if not (route.stays and route.can_fail_over and route.first_failed_s is not None):
-            return await self._acquire(run, name, ask, waits=True)
-        left_s = route.first_failed_s + self.retry_budget_s(run) - self._loop.time()
+        is_last_chance = route.stays and route.can_fail_over and route.first_failed_s is not None
+        patience_s = None if look_again_s is None else max(look_again_s, LOOK_AGAIN_S)
+        if is_last_chance:
+            patience_s = (route.first_failed_s or 0.0) + self.retry_budget_s(run) - self._loop.time()
         try:
-            async with asyncio.timeout(left_s):
+            async with asyncio.timeout(patience_s):
                 return await self._acquire(run, name, ask, waits=True)
         except TimeoutError:
-            refusal = Refusal(WaitReason.RATE, None)
-            self.give_up_here(run, WaitReason.RATE.value)
-            return refusal
+            if is_last_chance:
+                self.give_up_here(run, WaitReason.RATE.value)
+            return Refusal(WaitReason.RATE, None)
 
     async def _await_closing(self, run: LiveRun, name: str, ask: PermitAsk) -> object:
         """Wait for an account that is left alone, as long as the run has time for that."""
-        now, route = self._loop.time(), run.route
-        route.open_since_s = route.open_since_s or now
+        began_s, route = self._loop.time(), run.route
         patience_s = DEFAULT_RETRY_BUDGET_S if run.options.retry_budget_s is None else run.options.retry_budget_s
-        left_s = route.open_since_s + patience_s - now
         try:
-            async with asyncio.timeout(left_s):
+            async with asyncio.timeout(patience_s - route.open_s):
                 return await self._acquire(run, name, ask, waits=True)
         except TimeoutError:
             raise ProviderUnavailable(
@@ -257,6 +266,8 @@ class Placer:
                 " for it. Submit it again later, or give it more time with retry_budget_s.",
                 details={"provider": name, "reason": WaitReason.CIRCUIT_OPEN.value},
             ) from None
+        finally:
+            route.open_s += self._loop.time() - began_s
 
     async def _acquire(self, run: LiveRun, name: str, ask: PermitAsk, *, waits: bool) -> object:
         if self._accounts is None:

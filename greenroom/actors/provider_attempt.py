@@ -48,6 +48,8 @@ async def consume(
             if item.type in RECORD_TYPES:
                 raise ProviderError(f"Provider {run.provider!r} gave {item.type}, which only the session may.")
             record(item)
+            if run.ended:  # a limit was passed: the provider is stopped here and now, not with its next word
+                break
             await room()
     if outcome is None:
         raise ProviderError(f"Provider {run.provider!r} ended its stream without an outcome.")
@@ -65,15 +67,15 @@ def _checked_handle(run: LiveRun, conversation: ProviderConversation) -> dict[st
 
 
 def completed_data(run: LiveRun, outcome: ProviderOutcome) -> dict[str, Any]:
-    """The data of run_completed. ProviderError if the outcome holds what an event cannot. What it cost is what the
-    provider says, else what is known of the run."""
+    """The data of run_completed, with what all attempts of the run have used. ProviderError if the outcome holds what
+    an event cannot."""
     output: dict[str, Any] = {"content": outcome.content}
     if outcome.structured is not None:
         output["structured"] = outcome.structured
     data = {
         "output": output,
-        "token_usage": outcome.token_usage.to_dict(),
-        "cost_usd": run.cost_usd,
+        "token_usage": run.total_usage.to_dict(),
+        "cost_usd": run.total_cost_usd,
         "stop_reason": outcome.stop_reason,
         "turn_count": outcome.turn_count,
         "model": outcome.model or run.options.model,

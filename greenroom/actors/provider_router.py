@@ -13,8 +13,7 @@ import ray.exceptions
 from ..adapters.logs import log_to_stderr
 from ..adapters.providers.manifests import manifest
 from ..adapters.providers.registry import BUILT_IN_DECLARATIONS
-from ..domain.account import AccountState
-from ..domain.circuit import CircuitState
+from ..domain.account import AccountState, WaitReason
 from ..domain.provider import ProviderDeclaration
 from ..domain.routing import Candidate, RouterMember, RouterOptions, RoutingRequest, route
 from .address import BREAKER_PREFIX
@@ -95,7 +94,7 @@ class ProviderRouter:
             price=member.price_usd,
             failures=state.failures,
             under_way=state.under_way + state.waiting + self._sent[name],
-            is_open=state.state is not CircuitState.OPEN,
+            is_open=state.wait_reason is not WaitReason.CIRCUIT_OPEN,
             retry_at_s=state.retry_in_s,
         )
 

@@ -1,4 +1,4 @@
-"""What a run did with tools and what it asked for, in all its attempts, as the log has it."""
+"""What a run did, used and asked for in all its attempts, as the log has it."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -8,12 +8,21 @@ from ..domain.event import Event, EventType
 from ..domain.event_log import EventLog, EventQuery
 from ..domain.past_calls import PAST_CALL_TYPES, PastCalls
 
-_TYPES = PAST_CALL_TYPES | APPROVAL_TYPES | {EventType.RUN_QUEUED}
+_TYPES = (
+    PAST_CALL_TYPES
+    | APPROVAL_TYPES
+    | {
+        EventType.RUN_QUEUED,
+        EventType.TOKEN_USAGE_UPDATED,
+        EventType.TURN_COMPLETED,
+        EventType.POLICY_VIOLATION,
+    }
+)
 _PAGE = 10_000
 
 
 async def run_history(log: EventLog, session_id: str, run_id: str, after: int) -> list[Event]:
-    """Its calls of tools, its approvals, and the beginnings of its attempts, in order, after that seq."""
+    """Its calls of tools, its approvals, what it used and broke, and the beginnings of its attempts, in order."""
     events: list[Event] = []
     while page := await log.read(session_id, EventQuery(after=after, run_id=run_id, types=_TYPES, limit=_PAGE)):
         events += page

@@ -35,10 +35,14 @@ class RunLimits:
         self._report = report
         self._stop = stop
         self._loop = asyncio.get_running_loop()
-        self._passed: set[tuple[str, Metric]] = set()
+        self._passed: set[Breach] = {
+            Breach(one["policy"], Metric(one["metric"]), one["limit"], 0.0, OnViolation.WARN)
+            for one in run.violations  # of earlier processes: a warning is given once
+            if "metric" in one and one["action"] == OnViolation.WARN.value
+        }
         self._questions: set[asyncio.Task[None]] = set()
         self._timers: list[asyncio.TimerHandle] = []
-        self._tool_calls = self._turns = 0
+        self._tool_calls, self._turns = run.calls_before, run.turns_before
         self._is_over = False
         """Whether the provider has done all its work: there is nothing left to ask about."""
         self._counted: set[str] = set()
@@ -108,9 +112,10 @@ class RunLimits:
             self._pass(breach)
 
     def _pass(self, breach: Breach) -> None:
-        if (breach.policy, breach.metric) in self._passed or self._run.ended:
+        rule = breach._replace(value=0.0)  # two policies may have the same name
+        if rule in self._passed or self._run.ended:
             return
-        self._passed.add((breach.policy, breach.metric))
+        self._passed.add(rule)
         self._report(self._run, violation_data(breach))
         if breach.on_violation is OnViolation.CANCEL:
             details = {"policy": breach.policy, "metric": breach.metric.value, "limit": breach.limit}

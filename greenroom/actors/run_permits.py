@@ -32,6 +32,12 @@ class RunPermits:
             self._held[slot.run_id] = slot
         return decision
 
+    def move(self, run_id: str, provider: str) -> None:
+        slot = self._held.get(run_id)
+        if slot is not None and slot.provider != provider:
+            self._held[run_id] = replace(slot, provider=provider)
+            self._limiter.move.remote(run_id, provider)
+
     def leave(self, run_id: str, used: Amount) -> None:
         self._held.pop(run_id, None)
         if run_id in self._asked:

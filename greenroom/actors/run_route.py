@@ -24,6 +24,8 @@ class RunRoute:
     negotiation: Negotiation = field(default_factory=Negotiation)
     given_up: list[str] = field(default_factory=list[str])
     """Providers that this run has failed at for good."""
+    is_undecided: bool = False
+    """Whether it has left a provider, and the next one is not known yet."""
     stays: bool = False
     """Whether the next attempt is to be at the same provider."""
     failures_here: int = 0
@@ -35,8 +37,8 @@ class RunRoute:
     """What the next attempt has to tell of the failover that led to it."""
     candidates: tuple[str, ...] = ()
     waited_s: float = 0.0
-    open_since_s: float | None = None
-    """Since when it waits for breakers that are open, over all its waits."""
+    open_s: float = 0.0
+    """How long it has waited for breakers that are open, over all its waits for this attempt."""
     permit_key: str | None = None
     """Of what it holds at its provider's account."""
     levels: RateLevels | None = None

@@ -29,13 +29,16 @@ class SessionBudget:
         kind = (slot.provider, slot.model)
         while True:
             decision = self._tree.decide((SESSION,), kind, slot.most)
-            if slot.is_forced or decision.answer is BudgetAnswer.GRANTED:
+            if SESSION in slot.beyond or decision.answer is BudgetAnswer.GRANTED:
                 self._tree.reserve(slot.run_id, (SESSION,), kind, slot.most)
                 return BudgetDecision(BudgetAnswer.GRANTED)
             if decision.answer is BudgetAnswer.EXCEEDED:
                 return decision
             self._changed.clear()
             await self._changed.wait()
+
+    def move(self, run_id: str, provider: str) -> None:
+        """Its money is the same wherever it is."""
 
     def leave(self, run_id: str, used: Amount) -> None:
         """The run has ended, or waits no more."""

@@ -204,6 +204,7 @@ class SessionServer:
             gate=self._permits,
             accounts=self._accounts,
             scope_policies=self._settings["scope_policies"],
+            asks_before_start=self._settings["asks_before_start"],
             shared=shared,
         )
         live.providers.declare(self._settings["providers"], self._settings["routers"])  # they may be others by now

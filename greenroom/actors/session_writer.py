@@ -52,7 +52,7 @@ class SessionWriter:
             at_us or self.now_us(),
             run.run_id if run else None,
             run.attempt if run else None,
-            (run.provider or None) if run else None,
+            run.provider if run and run.is_placed else None,
             data,
             metadata or {},
         )

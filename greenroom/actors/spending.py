@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _SPENT = """
     SELECT sessions.metadata->>'tenant' AS tenant, sessions.metadata->>'project' AS project,
            sum(runs.cost_usd) AS cost_usd, sum((runs.token_usage->>'total_tokens')::BIGINT) AS tokens
-    FROM runs JOIN sessions ON runs.session_id = sessions.id GROUP BY ALL
+    FROM runs JOIN sessions USING (session_id) GROUP BY ALL
 """
 _MAX_GROUPS = 1_000_000
 

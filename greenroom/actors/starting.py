@@ -17,6 +17,7 @@ from ..adapters.providers.registry import BUILT_IN_DECLARATIONS
 from ..adapters.session_homes import homes_folder
 from ..adapters.settings import Settings, load_settings
 from ..domain.errors import GreenroomError, InvalidOperation, StorageConnectionFailed, ValidationError
+from ..domain.policy import OnViolation
 from . import ray_cluster
 from .account_actors import SHARED_ACTOR
 from .address import DIRECTORY, LIMITER, RuntimeAddress, event_store_name
@@ -198,6 +199,9 @@ def _server_settings(settings: Settings, address: RuntimeAddress) -> dict[str, A
         "providers": settings.declarations(),
         "routers": settings.router_options(),
         "scope_policies": settings.scope_policies(),
+        "asks_before_start": any(
+            budget.on_violation is OnViolation.ASK for budget in settings.slot_limits().budgets.values()
+        ),
         "default_provider": settings.default_provider,
         "max_input_bytes": settings.limits.max_input_bytes,
         "spill_bytes": settings.event_store.spill_bytes,

@@ -29,7 +29,7 @@ class SteeringDesk:
     async def steer(self, run: LiveRun, message: str, call_id: str, key: str | None) -> SteerReceipt:
         """Hand the message over and record it; durable when it returns. InvalidOperation for a run that is not under
         way, CapabilityNotSupported where its provider cannot be steered; then nothing was recorded."""
-        if run.ended or run.task is None:
+        if run.ended or run.task is None or run.is_between_attempts:
             raise not_under_way(run.run_id)
         delivered = await self._providers.get(run.provider).steer(run.run_id, message)
         if run.ended:

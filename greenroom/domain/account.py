@@ -1,7 +1,7 @@
 """One provider account: who may begin an attempt at it, and who stands in line. Breaker, rate budget and fair shares
 in one place; no clock, no I/O."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -107,6 +107,14 @@ class AccountState:
     options: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
+class _Held(NamedTuple):
+    """An attempt that is under way."""
+
+    ask: PermitAsk
+    permit: Permit
+    began_s: float
+
+
 DEFAULT_PAUSE_S = 5.0
 """How long an account rests whose provider refused for the rate and did not say for how long."""
 
@@ -124,7 +132,7 @@ class Account:
         self._line = FairLine()
         self._asks: dict[str, PermitAsk] = {}
         """Those in line."""
-        self._held: dict[str, tuple[PermitAsk, Permit]] = {}
+        self._held: dict[str, _Held] = {}
         self._unasked: dict[str, int] = {}
         """By holder: attempts under way that began unasked."""
         self._expected_output = 0.0
@@ -137,7 +145,7 @@ class Account:
     def permit_of(self, key: str) -> Permit | None:
         """What the attempt holds already."""
         held = self._held.get(key)
-        return held[1] if held else None
+        return held.permit if held else None
 
     def ask(self, ask: PermitAsk, now_s: float) -> Permit | Refusal:
         """Leave to begin at once, or why not. Nobody overtakes those in line, except to try what they do not dare."""
@@ -191,7 +199,7 @@ class Account:
             return
         self.leave(ask.key)
         self.budget.adopt()
-        self._held[ask.key] = (ask, Permit(Admission(-1, is_probe=False), permit.output_tokens))
+        self._held[ask.key] = _Held(ask, Permit(Admission(-1, is_probe=False), permit.output_tokens), float("-inf"))
 
     def end(self, key: str, report: AttemptReport, now_s: float) -> None:
         """The attempt has ended, or waits no more."""
@@ -199,9 +207,8 @@ class Account:
         held = self._held.pop(key, None)
         if held is None:
             return
-        ask, permit = held
-        self._use(ask, permit, report, now_s)
-        self._judge(permit.admission, report, now_s)
+        self._use(held, report, now_s)
+        self._judge(held.permit.admission, report, now_s)
 
     def _judge(self, admission: Admission, report: AttemptReport, now_s: float) -> None:
         if report.levels is not None:
@@ -215,10 +222,16 @@ class Account:
         if report.retry_after_s is not None or report.end is AttemptEnd.RATE_LIMITED:
             self.budget.pause(now_s + (report.retry_after_s or DEFAULT_PAUSE_S))
 
+    def reconcile(self, holder: str, keys: Collection[str], now_s: float, *, older_than_s: float) -> None:
+        """The holder has these under way and no others, but for what it was granted of late."""
+        for key, held in list(self._held.items()):
+            if held.ask.holder == holder and key not in keys and now_s - held.began_s > older_than_s:
+                self.end(key, AttemptReport(end=AttemptEnd.GIVEN_UP), now_s)
+
     def drop(self, holder: str, now_s: float) -> list[str]:
         """The holder is gone: what it had comes back; the keys of those of its attempts that waited."""
         waiting = [key for key, ask in self._asks.items() if ask.holder == holder]
-        for key in [*waiting, *(key for key, (ask, _) in self._held.items() if ask.holder == holder)]:
+        for key in [*waiting, *(key for key, held in self._held.items() if held.ask.holder == holder)]:
             self.end(key, AttemptReport(end=AttemptEnd.GIVEN_UP), now_s)
         self._unasked.pop(holder, None)
         return waiting
@@ -257,7 +270,7 @@ class Account:
         assert admission is not None, "it was not refused"
         permit = Permit(admission, round(self._expected_output), is_free=self.is_free(now_s))
         self.budget.begin(ask.input_tokens, permit.output_tokens, now_s)
-        self._held[ask.key] = (ask, permit)
+        self._held[ask.key] = _Held(ask, permit, now_s)
         return permit
 
     def _refusal(self, ask: PermitAsk, now_s: float) -> Refusal | None:
@@ -272,13 +285,15 @@ class Account:
         is_paused = self.budget.paused_until_s - now_s >= wait_s
         return Refusal(WaitReason.PAUSED if is_paused else WaitReason.RATE, wait_s)
 
-    def _use(self, ask: PermitAsk, permit: Permit, report: AttemptReport, now_s: float) -> None:
-        """Correct what was set aside by what was used."""
-        more_input = 0 if report.input_tokens is None else report.input_tokens - ask.input_tokens
-        more_output = 0 if report.output_tokens is None else report.output_tokens - permit.output_tokens
+    def _use(self, held: "_Held", report: AttemptReport, now_s: float) -> None:
+        """Correct what was set aside by what was used. That an attempt ended well which began before the account was
+        paused does not say that the pause has helped."""
+        more_input = 0 if report.input_tokens is None else report.input_tokens - held.ask.input_tokens
+        more_output = 0 if report.output_tokens is None else report.output_tokens - held.permit.output_tokens
         well = report.end is AttemptEnd.SUCCEEDED
         if well and report.output_tokens is not None:
             known = self._expected_output
             fresh = report.output_tokens if not known else (1 - _OUTPUT_MEMORY) * report.output_tokens
             self._expected_output = fresh + (_OUTPUT_MEMORY * known if known else 0.0)
-        self.budget.end(more_input, more_output, now_s, well=well)
+        is_news = held.began_s >= self.budget.paused_until_s
+        self.budget.end(more_input, more_output, now_s, well=well and is_news)

@@ -154,10 +154,12 @@ class BudgetTree:
         return Amount(*(None if purse is None else purse.spent for purse in purses))
 
     def decide(self, scopes: Sequence[str], kind: Hashable, most: Amount) -> BudgetDecision:
-        """Whether a run may start in these scopes, of which it will use no more than `most`. Changes nothing."""
+        """Whether a run may start in these scopes, of which it will use no more than `most`. Of several scopes that are
+        exceeded the one with the strictest action answers. Changes nothing."""
         needed = self._needed(kind, most)
         found = [(name, self._scopes[name]) for name in scopes if name in self._scopes]
         answers = [BudgetDecision(scope.answer(needed), name, scope.options) for name, scope in found]
+        answers.sort(key=lambda decision: _severity(decision.options))
         for worst in (BudgetAnswer.EXCEEDED, BudgetAnswer.WAIT):
             for decision in answers:
                 if decision.answer is worst:
@@ -179,7 +181,7 @@ class BudgetTree:
             return
         for name, taken in reservation.taken.items():
             self._scopes[name].settle(taken, used)
-        if used != NOTHING:
+        if used.micro_usd or used.tokens:  # what was never carried out says nothing of its kind
             self._costs.setdefault(reservation.kind, deque(maxlen=_REMEMBERED_RUNS)).append(used)
 
     def forfeit(self, key: str) -> None:
@@ -199,6 +201,10 @@ class BudgetTree:
             _likely([one.micro_usd for one in known], most.micro_usd),
             _likely([one.tokens for one in known], most.tokens),
         )
+
+
+def _severity(options: BudgetOptions | None) -> int:
+    return list(OnViolation).index(options.on_violation) if options else len(OnViolation)
 
 
 def _likely(known: Sequence[int | None], most: int | None) -> int | None:

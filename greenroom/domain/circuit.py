@@ -109,10 +109,11 @@ class Circuit:
         """One after the other, up to now."""
         return self._consecutive
 
-    def doubt(self, now_s: float) -> None:
-        """Nothing is known of the account any more: it is tried before it is trusted."""
-        self._open(CircuitEvent.BROKE, now_s, None)
-        self.retry_at_s = now_s
+    def reopen(self, now_s: float, wait_s: float) -> None:
+        """Somebody remembers that it is open, for so long."""
+        if self.state is CircuitState.CLOSED:
+            self._open(CircuitEvent.BROKE, now_s, None)
+            self.retry_at_s = now_s + wait_s
 
     def wait_s(self, now_s: float, *, early: bool = False) -> float | None:
         """How long until `admit` may give leave; 0: now. None: when a probe has ended."""

@@ -99,10 +99,19 @@ class Policy:
 def tool_verdict(policies: Sequence[Policy], tool_name: str, approval: ToolApproval) -> Verdict:
     """What all policies and the tool's own wish say together: the strictest."""
     verdicts = [policy.verdict(tool_name) for policy in policies]
-    strictest = max(verdicts, key=lambda verdict: verdict.permission, default=Verdict(Permission.ALLOW))
+    strictest = max(verdicts, key=_strictness, default=Verdict(Permission.ALLOW))
     if approval is ToolApproval.ALWAYS and strictest.permission is Permission.ALLOW:
         return Verdict(Permission.ASK)
     return strictest
+
+
+def _strictness(verdict: Verdict) -> tuple[Permission, int]:
+    return verdict.permission, -list(OnViolation).index(verdict.on_violation)
+
+
+def binding(policies: Sequence[Policy]) -> list[Policy]:
+    """Those whose limits a run cannot go beyond: what warns or asks lets it, or may."""
+    return [policy for policy in policies if policy.on_violation is OnViolation.CANCEL]
 
 
 def breaches(policies: Sequence[Policy], metric: Metric, value: float) -> list[Breach]:

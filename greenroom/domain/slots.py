@@ -3,7 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .budget import UNKNOWN, Amount, BudgetAnswer, BudgetDecision, BudgetOptions, BudgetTree
 
@@ -38,8 +38,8 @@ class Slot:
     model: str | None = None
     most: Amount = UNKNOWN
     """What it may use by its own limits."""
-    is_forced: bool = False
-    """It may go beyond a budget: somebody has agreed to that."""
+    beyond: tuple[str, ...] = ()
+    """Scopes whose budget it may exceed: their owner lets it, or somebody has agreed."""
 
 
 class SlotTable:
@@ -82,14 +82,16 @@ class SlotTable:
     def grant(self) -> list[tuple[str, BudgetDecision]]:
         """Give the free slots to those who wait; the runs that have one now, and those whose budget is used up."""
         answered: list[tuple[str, BudgetDecision]] = []
+        saving: set[str] = set()  # scopes in which somebody waits for more than is left: those behind do not take it
         for run_id in self._line_in_order():
             if self.limits.total is not None and len(self._held) >= self.limits.total:
                 break
             slot = self._line[run_id][2]
-            if not self._fits(slot):
+            if not self._fits(slot) or not saving.isdisjoint(slot.scopes):
                 continue
             decision = self._budgeted(slot)
             if decision.answer is BudgetAnswer.WAIT:
+                saving.add(decision.scope or "")
                 continue
             del self._line[run_id]
             if decision.answer is BudgetAnswer.GRANTED:
@@ -108,6 +110,14 @@ class SlotTable:
                 self.budgets.forfeit(run_id)
             else:
                 self.budgets.commit(run_id, used)
+
+    def move(self, run_id: str, provider: str) -> None:
+        """The run, which has a slot, is at another provider now."""
+        slot = self._held.get(run_id)
+        if slot is not None:
+            self._providers[slot.provider] -= 1
+            self._providers[provider] += 1
+            self._held[run_id] = replace(slot, provider=provider)
 
     def drop(self, holder: str) -> list[str]:
         """The holder is gone; returns the runs whose slots came back or who waited."""
@@ -129,9 +139,8 @@ class SlotTable:
         )
 
     def _budgeted(self, slot: Slot) -> BudgetDecision:
-        if slot.is_forced:
-            return BudgetDecision(BudgetAnswer.GRANTED)
-        return self.budgets.decide(slot.scopes, (slot.provider, slot.model), slot.most)
+        scopes = [scope for scope in slot.scopes if scope not in slot.beyond]
+        return self.budgets.decide(scopes, (slot.provider, slot.model), slot.most)
 
     def _take(self, slot: Slot) -> None:
         self.budgets.reserve(slot.run_id, slot.scopes, (slot.provider, slot.model), slot.most)

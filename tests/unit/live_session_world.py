@@ -153,6 +153,7 @@ class World:
         shared: bool = False,
         declared: ProviderDeclaration | None = None,
         home: str | None = None,
+        scope_policies: dict[str, dict[str, Any]] | None = None,
         **spec: Any,
     ) -> LiveSession:
         """Take the session over as a new process would; runs go to the given provider, or to the declared one, else to
@@ -176,6 +177,7 @@ class World:
             now_us=self.now_us,
             on_lost=lambda: self.lost.update([owner]),
             gate=gate,
+            scope_policies=scope_policies,
             shared=shared,
         )
         self._lives.append(live)

@@ -580,6 +580,9 @@ class OneAtATime:
         self.holders.add(slot.run_id)
         return BudgetDecision(BudgetAnswer.GRANTED)
 
+    def move(self, run_id: str, provider: str) -> None:
+        return None
+
     def leave(self, run_id: str, used: Amount) -> None:
         if run_id in self.holders:
             self.holders.discard(run_id)

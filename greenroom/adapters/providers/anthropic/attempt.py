@@ -13,7 +13,7 @@ from anthropic.types import RawContentBlockDelta, RawMessageStreamEvent
 
 from ....domain.errors import ProviderUnavailable
 from ....domain.event import EventType
-from ....domain.policy import Metric, tightest
+from ....domain.policy import Metric, binding, tightest
 from ....domain.provider import ProviderEvent, ProviderLevels, ProviderOutcome, ProviderRequest
 from ....domain.rate_budget import RateLevels
 from ....domain.run_input import Role
@@ -264,7 +264,7 @@ class Attempt:
     def _max_tokens(self) -> int:
         """Of one answer: as the options say, and no more than a policy leaves of its tokens, as far as the API takes
         that beside the budget for thinking."""
-        most = tightest(self._request.policies, Metric.TOTAL_TOKENS)
+        most = tightest(binding(self._request.policies), Metric.TOTAL_TOKENS)
         if most is None:
             return self._options.max_tokens
         thinking = self._options.thinking
