@@ -7,7 +7,7 @@ from typing import Any
 import ray
 
 from ..adapters.logs import get_logger, log_to_stderr
-from ..domain.budget import Amount, BudgetAnswer, BudgetDecision
+from ..domain.budget import Amount, BudgetAnswer, BudgetDecision, BudgetState
 from ..domain.slots import Slot, SlotLimits, SlotTable
 from .holders import Holders
 from .spending import spending
@@ -70,9 +70,10 @@ class Limiter:
         """The holder is gone: its slots come back."""
         self._holders.gone(holder)
 
-    async def spent(self) -> dict[str, Amount]:
-        """What was used up to now, by scope."""
-        return {scope: self._table.budgets.spent(scope) for scope in self._table.limits.budgets}
+    async def budgets(self) -> dict[str, BudgetState]:
+        """What was used of each budget up to now, by scope."""
+        await asyncio.shield(self._preparing)
+        return self._table.budgets.states()
 
     def _drop(self, holder: str) -> None:
         for run_id in self._table.drop(holder):

@@ -70,13 +70,9 @@ class ProviderRouter:
         if len(self._bindings) > MAX_BINDINGS:
             self._bindings.popitem(last=False)
 
-    async def state(self) -> dict[str, Any]:
-        """What it goes by, for people to look at."""
-        return {
-            "name": self._name,
-            "accounts": dict(self._states),
-            "bound_sessions": len(self._bindings),
-        }
+    async def state(self) -> tuple[dict[str, AccountState], int]:
+        """The accounts as it saw them last, and how many sessions stay with a provider."""
+        return dict(self._states), len(self._bindings)
 
     def _bound(self, request: RoutingRequest) -> str | None:
         provider, until = self._bindings.get(request.session_id, (None, 0.0))

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Seque
 from concurrent.futures import CancelledError, Future
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,11 +20,15 @@ import ray.exceptions
 from ..adapters.data_dir import MEMORY_DATA_DIR, prepare_backup
 from ..adapters.json_safety import require_json_safe
 from ..adapters.option_parsing import parse_options
+from ..adapters.providers.manifests import manifest
 from ..adapters.providers.registry import BUILT_IN_DECLARATIONS
 from ..adapters.query_rows import DEFAULT_QUERY_LIMIT, unpack_rows
 from ..adapters.run_option_parsing import parse_run_options
 from ..adapters.session_homes import homes_folder, remove_homes
+from ..domain.account import AccountState
 from ..domain.approval import BY_CALLER
+from ..domain.budget import BudgetState
+from ..domain.capability_negotiation import Manifest
 from ..domain.errors import (
     GreenroomError,
     NotFound,
@@ -35,7 +40,7 @@ from ..domain.errors import (
 )
 from ..domain.event_log import MAX_READ_LIMIT
 from ..domain.provider import ProviderDeclaration
-from ..domain.routing import RouterOptions
+from ..domain.routing import RouterOptions, RouterState
 from ..domain.run import Run, RunResult, RunStatus
 from ..domain.session import Session, SessionSpec, SessionState
 from ..domain.verification import Verification
@@ -525,6 +530,57 @@ class Runtime:
     async def _providers(self) -> dict[str, ProviderDeclaration]:
         settings = await self._ask(self._directory.settings.remote())
         return {**BUILT_IN_DECLARATIONS, **settings["providers"]}
+
+    async def acapabilities(self, provider: str, model: str | None = None) -> Manifest:
+        """What a provider can do with a model (its default one if none is named), and what that costs."""
+        providers = await self._providers()
+        if provider not in providers:
+            raise ValidationError(
+                f"Provider {provider!r} is not declared; declared are: {', '.join(sorted(providers))}.",
+                details={"field": "provider"},
+            )
+        return await asyncio.to_thread(partial(manifest, providers[provider], model, priced=True))
+
+    def capabilities(self, provider: str, model: str | None = None) -> Manifest:
+        """See acapabilities."""
+        return self._wait(self.acapabilities(provider, model))
+
+    async def aaccounts(self) -> dict[str, AccountState]:
+        """The provider accounts that are counted, by provider: breaker, attempts under way and in line."""
+        names = await asyncio.to_thread(named_actors, self._address.namespace, BREAKER_PREFIX)
+        states: list[AccountState] = await asyncio.gather(*(self._ask_named(name, "state") for name in names))
+        return {state.provider: state for state in states}
+
+    def accounts(self) -> dict[str, AccountState]:
+        """See aaccounts."""
+        return self._wait(self.aaccounts())
+
+    async def arouter(self, name: str) -> RouterState:
+        """A router as it is declared, and what it knows of its providers. ValidationError if there is none."""
+        settings = await self._ask(self._directory.settings.remote())
+        options: RouterOptions | None = settings["routers"].get(name)
+        if options is None:
+            known = ", ".join(sorted(settings["routers"])) or "none"
+            raise ValidationError(f"Router {name!r} is not declared; declared are: {known}.", details={"field": "name"})
+        accounts, bound = await self._ask_named(ROUTER_PREFIX + name, "state")
+        return RouterState(name=name, options=options, accounts=accounts, bound_sessions=bound)
+
+    def router(self, name: str) -> RouterState:
+        """See arouter."""
+        return self._wait(self.arouter(name))
+
+    async def abudgets(self) -> dict[str, BudgetState]:
+        """What was spent of the budgets of the runtime, its tenants and its projects, by scope."""
+        settings = await self._ask(self._directory.settings.remote())
+        return {} if settings["limiter"] is None else await self._ask(settings["limiter"].budgets.remote())
+
+    def budgets(self) -> dict[str, BudgetState]:
+        """See abudgets."""
+        return self._wait(self.abudgets())
+
+    async def _ask_named(self, name: str, method: str) -> Any:
+        actor: Any = await asyncio.to_thread(ray.get_actor, name, self._address.namespace)
+        return await self._ask(getattr(actor, method).remote())
 
     async def astats(self) -> RuntimeStats:
         """What there is, and who serves it. Never waits on a session's actor."""

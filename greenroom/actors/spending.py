@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 _SPENT = """
     SELECT sessions.metadata->>'tenant' AS tenant, sessions.metadata->>'project' AS project,
-           sum(runs.cost_usd) AS cost_usd, sum((runs.token_usage->>'total_tokens')::BIGINT) AS tokens
-    FROM runs JOIN sessions USING (session_id) GROUP BY ALL
+           sum(usage.cost_usd)::DOUBLE AS cost_usd, sum(usage.total_tokens)::BIGINT AS tokens
+    FROM usage JOIN sessions USING (session_id) GROUP BY ALL
 """
 _MAX_GROUPS = 1_000_000
 
@@ -20,6 +20,8 @@ async def spending(stores: "StoreShards") -> dict[str, Amount]:
     """By scope, over all runs that have ended and whose session is still there."""
     from ..adapters.query_rows import unpack_rows  # noqa: PLC0415  only where there are budgets
 
+    if not (await stores.counts())["runs"]:  # there may be nothing to query yet
+        return {}
     paths = await stores.ask_all("refresh_mirror")
     answer = await stores.ask_first("query", paths, _SPENT, None, _MAX_GROUPS, None)
     spent: dict[str, Amount] = {}

@@ -63,6 +63,17 @@ class BudgetOptions:
         return self.max_cost_usd is not None or self.max_total_tokens is not None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetState:
+    """A budget, and what was used of it. None: that is not limited, so it is not counted."""
+
+    options: BudgetOptions
+    spent_usd: float | None
+    reserved_usd: float | None
+    spent_tokens: int | None
+    reserved_tokens: int | None
+
+
 class BudgetAnswer(StrEnum):
     """What a run is told that wants to start."""
 
@@ -153,6 +164,10 @@ class BudgetTree:
         purses = self._scopes[scope].purses if scope in self._scopes else [None, None]
         return Amount(*(None if purse is None else purse.spent for purse in purses))
 
+    def states(self) -> dict[str, BudgetState]:
+        """All budgets, by scope."""
+        return {name: _state(scope) for name, scope in self._scopes.items()}
+
     def decide(self, scopes: Sequence[str], kind: Hashable, most: Amount) -> BudgetDecision:
         """Whether a run may start in these scopes, of which it will use no more than `most`. Of several scopes that are
         exceeded the one with the strictest action answers. Changes nothing."""
@@ -201,6 +216,17 @@ class BudgetTree:
             _likely([one.micro_usd for one in known], most.micro_usd),
             _likely([one.tokens for one in known], most.tokens),
         )
+
+
+def _state(scope: _Scope) -> BudgetState:
+    money, tokens = scope.purses
+    return BudgetState(
+        options=scope.options,
+        spent_usd=None if money is None else money.spent / MICRO,
+        reserved_usd=None if money is None else money.reserved / MICRO,
+        spent_tokens=None if tokens is None else tokens.spent,
+        reserved_tokens=None if tokens is None else tokens.reserved,
+    )
 
 
 def _severity(options: BudgetOptions | None) -> int:

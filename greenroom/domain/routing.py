@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
+from .account import AccountState
 from .capability import Capability, CapabilityType
 from .errors import ValidationError
 
@@ -126,6 +127,18 @@ class RouterOptions:
             raise ValidationError("max_attempts must be at least 1.", details={"field": "max_attempts"})
         if not 0 <= self.sticky_ttl_s < float("inf"):
             raise ValidationError("sticky_ttl_s must be 0 or more.", details={"field": "sticky_ttl_s"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterState:
+    """A router, for people to look at."""
+
+    name: str
+    options: RouterOptions
+    accounts: Mapping[str, AccountState]
+    """By provider, as it saw them last; empty until it has decided something."""
+    bound_sessions: int
+    """Sessions that stay with a provider."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

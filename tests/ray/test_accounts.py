@@ -1,6 +1,5 @@
 """Provider accounts over the whole cluster: breakers, rate budgets, and routers between them."""
 
-import asyncio
 import itertools
 import threading
 import time
@@ -191,6 +190,10 @@ def test_a_run_says_otherwise_than_its_router(starts: Starts) -> None:
         return ray.get(session.execute_run.remote("x", {"routing": routing})).provider
 
     assert "b" == ran(exclude=["a"])
+    assert ("a", "b") == runtime.router("main").options.providers
+    assert {"a", "b"} == set(runtime.accounts())
+    with pytest.raises(greenroom.ValidationError):
+        runtime.router("mian")
     assert "a" == ran(prefer=["a"])
     with pytest.raises(greenroom.ValidationError):
         ran(exclude=["c"])
@@ -341,11 +344,33 @@ def test_a_run_may_be_awaited_while_its_account_rests_and_be_cancelled(starts: S
     with pytest.raises(greenroom.Cancelled):
         ray.get(session.await_run.remote(run_id))
     assert not ray.get(session.status.remote()).waiting
-    assert asyncio.run(_waiting_at(runtime, "busy")) == 0
+    wait_until(lambda: not runtime.accounts()["busy"].waiting, what="nobody stands in line")
 
 
-async def _waiting_at(runtime: Runtime, provider: str) -> int:
-    namespace = runtime.record().namespace
-    breaker: Any = ray.get_actor(f"breaker:{provider}", namespace)
-    state = await breaker.state.remote()
-    return state.waiting
+def test_a_run_under_way_at_an_account_gives_its_place_back_when_its_server_dies(starts: Starts) -> None:
+    one = {"kind": "scripted", "rate": {"max_concurrent": 1}}
+    runtime = starts(providers={"one": one}, lease_s=2.0, warm_pool=2)
+    session, other = runtime.open_session(provider="one"), runtime.open_session(provider="one")
+    ray.get(session.submit_run.remote("x", {"provider_options": {"hang": True, "chunks": 0}}))
+    wait_until(lambda: runtime.accounts()["one"].under_way, what="it is under way")
+    waiting = ray.get(other.submit_run.remote("x"))
+    wait_until(lambda: runtime.accounts()["one"].waiting, what="the other waits")
+
+    kill_9(runtime, "SessionServer", session.session_id)
+
+    assert "completed" == ray.get(other.await_run.remote(waiting, 60)).status
+
+
+def test_what_a_provider_can_do_is_told_for_each_of_its_models(starts: Starts) -> None:
+    models = {"tiny-*": {"remove": ["tool_use"], "add": [{"name": "haste", "type": "sampling"}]}}
+    runtime = starts(providers={"one": {"kind": "scripted", "models": models}})
+    session = runtime.open_session(provider="one")
+
+    whole = {one.name for one in runtime.capabilities("one").capabilities}
+    tiny = {one.name for one in runtime.capabilities("one", "tiny-1").capabilities}
+    with pytest.raises(greenroom.MissingRequiredCapability):
+        ray.get(session.submit_run.remote("x", {"model": "tiny-1", "required_capabilities": ["tool_use"]}))
+
+    assert ({"tool_use"}, {"haste"}) == (whole - tiny, tiny - whole)
+    assert "completed" == ray.get(session.execute_run.remote("x", {"required_capabilities": ["tool_use"]})).status
+    assert runtime.capabilities("claude").price_usd is not None

@@ -41,7 +41,7 @@ def outcomes(runs: list[tuple[SessionHandle, str]]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for session, run_id in runs:
         try:
-            counts[ray.get(session.await_run.remote(run_id)).status] += 1
+            counts[ray.get(session.await_run.remote(run_id, 60)).status] += 1
         except greenroom.GreenroomError as exc:
             counts[exc.code] += 1
     return counts
@@ -75,10 +75,12 @@ def test_a_hundred_runs_at_once_cannot_overshoot_what_their_tenant_may_spend(sta
 
 
 def test_at_the_cap_a_person_is_asked_where_the_budget_says_so(starts: Starts) -> None:
-    runtime = starts(limits={"projects": {"site": {"budget": {"max_cost_usd": 0.05, "on_violation": "ask"}}}})
-    session = runtime.open_session(metadata={"project": "site"}, max_concurrent_runs=3)
+    runtime = starts(
+        limits={"projects": {"site": {"budget": {"max_cost_usd": 0.05, "on_violation": "ask"}}}}, sessions_per_actor=3
+    )
+    sessions = [runtime.open_session(metadata={"project": "site"}) for _ in range(3)]
 
-    runs = submitted([session], 3)
+    runs = submitted(sessions, 1)
 
     def two() -> list[dict[str, Any]]:
         pending = runtime.pending_approvals()
@@ -100,6 +102,8 @@ def test_other_tenants_and_the_tree_above_and_below(starts: Starts) -> None:
 
     assert {"completed": 4, "budget_exceeded": 2} == outcomes(submitted([acme], 6))
     assert {"completed": 2, "budget_exceeded": 1} == outcomes(submitted([free], 3)), "the whole runtime has 0.30"
+    spent = {scope: state.spent_usd for scope, state in runtime.budgets().items()}
+    assert {"runtime": pytest.approx(0.3), "tenant:acme": pytest.approx(0.2)} == spent
     with pytest.raises(greenroom.BudgetExceeded) as refused:
         ray.get(free.execute_run.remote("x", COST))
     assert "runtime" == refused.value.details["scope"]
@@ -156,6 +160,7 @@ def test_a_tool_that_the_tenants_policy_denies_never_runs(
     (violation,) = session.follow(follow=False, types=[EventType.POLICY_VIOLATION.value])
     assert ("touch", None) == (violation.data["tool_name"], violation.data.get("advisory"))
     assert not touched.exists()
+    messages_server.answers.clear()
     messages_server.answers += [answers.tool_use("touch", {}), answers.text("Done.")]
     free = claude.open_session(provider="claude", tools=[touch])
     assert "Done." == ray.get(free.execute_run.remote("touch it")).output["content"]
