@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from .actors.starting import start as start
     from .adapters.settings import Settings as Settings
     from .adapters.tool_definition import tool as tool
+    from .domain.account import AccountState as AccountState
+    from .domain.budget import BudgetOptions as BudgetOptions, BudgetState as BudgetState
+    from .domain.capability import Capability as Capability, CapabilityType as CapabilityType
+    from .domain.capability_negotiation import Manifest as Manifest
     from .domain.errors import (
         ERRORS_BY_CODE as ERRORS_BY_CODE,
         AlreadyExists as AlreadyExists,
@@ -84,13 +88,12 @@ if TYPE_CHECKING:
     )
     from .domain.event import Event as Event, EventType as EventType
     from .domain.provider import (
-        Capability as Capability,
-        CapabilityType as CapabilityType,
         Provider as Provider,
         ProviderEvent as ProviderEvent,
         ProviderOutcome as ProviderOutcome,
         ProviderRequest as ProviderRequest,
     )
+    from .domain.routing import RouterState as RouterState, RoutingOverrides as RoutingOverrides
     from .domain.run import Run as Run, RunResult as RunResult, RunStatus as RunStatus
     from .domain.run_options import OnCrash as OnCrash, RunOptions as RunOptions
     from .domain.session import Session as Session, SessionState as SessionState, SessionStatus as SessionStatus
@@ -104,15 +107,18 @@ _HOMES = {
     "actors.starting": ("start",),
     "adapters.settings": ("Settings",),
     "adapters.tool_definition": ("tool",),
+    "domain.account": ("AccountState",),
+    "domain.budget": ("BudgetOptions", "BudgetState"),
+    "domain.capability": ("Capability", "CapabilityType"),
+    "domain.capability_negotiation": ("Manifest",),
     "domain.event": ("Event", "EventType"),
     "domain.provider": (
-        "Capability",
-        "CapabilityType",
         "Provider",
         "ProviderEvent",
         "ProviderOutcome",
         "ProviderRequest",
     ),
+    "domain.routing": ("RouterState", "RoutingOverrides"),
     "domain.run": ("Run", "RunResult", "RunStatus"),
     "domain.run_options": ("OnCrash", "RunOptions"),
     "domain.session": ("Session", "SessionState", "SessionStatus"),
@@ -186,9 +192,12 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ERRORS_BY_CODE",
+    "AccountState",
     "AlreadyExists",
     "ApprovalDenied",
     "BudgetExceeded",
+    "BudgetOptions",
+    "BudgetState",
     "Cancelled",
     "Capability",
     "CapabilityNotFound",
@@ -211,6 +220,7 @@ __all__ = [
     "InvalidOperation",
     "InvalidStatus",
     "InvalidTransition",
+    "Manifest",
     "MaxRunsExceeded",
     "MaxSessionsExceeded",
     "MissingRequiredCapability",
@@ -233,6 +243,8 @@ __all__ = [
     "ProviderUnavailable",
     "QueueFull",
     "ResyncRequired",
+    "RouterState",
+    "RoutingOverrides",
     "Run",
     "RunInterrupted",
     "RunMismatch",

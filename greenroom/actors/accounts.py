@@ -29,6 +29,10 @@ MAX_BINDINGS = 10_000
 TALLY_S = 0.2
 """How old what an account knows of attempts that began unasked may get, unless one of them fails."""
 
+MISSING_S = 5.0
+"""An actor that is not there for so long is gone for good."""
+_LOOK_S = 0.05
+
 MAX_UNASKED_S = 3.0
 """For how long attempts begin unasked at an account that has stopped answering."""
 
@@ -71,6 +75,8 @@ class Accounts:
         self._actors: dict[str, Any] = {}
         self._held: dict[str, tuple[str, Any, PermitAsk, Permit]] = {}
         """By the key of the attempt: where, of which actor, what was asked, what was given."""
+        self._missing_since: dict[str, float] = {}
+        """Since when an actor was looked for and not found."""
         self._open_until: dict[str, float] = {}
         """By provider: until when its breaker is open, as this server was told last."""
         self._unasked: dict[str, _Unasked] = {}
@@ -233,12 +239,19 @@ class Accounts:
         return [tuple(name for name in request.options.providers if name not in excluded)] * count
 
     async def _actor(self, name: str) -> Any:
+        """The actor of this name; None if it is gone for good. Runs of a runtime that has just been started wait for it
+        to be there."""
         actor = self._actors.get(name)
-        if actor is None:
+        if actor is not None:
+            return actor
+        missing_s = self._missing_since.setdefault(name, self._loop.time())
+        while actor is None:
             try:
-                actor = await asyncio.to_thread(ray.get_actor, name, self._namespace)
+                actor = self._actors[name] = await asyncio.to_thread(ray.get_actor, name, self._namespace)
             except ValueError:
-                _log.warning("actor_is_gone", name=name)
-                return None
-            self._actors[name] = actor
+                if self._loop.time() - missing_s > MISSING_S:
+                    _log.warning("actor_is_gone", name=name)
+                    return None
+                await asyncio.sleep(_LOOK_S)
+        self._missing_since.pop(name, None)
         return actor

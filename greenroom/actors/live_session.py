@@ -58,6 +58,10 @@ INTERRUPTED = "interrupted"
 WOUND_DOWN = "drained"
 
 
+Plan = tuple[str, RunRoute, tuple[Policy, ...]]
+"""The provider of a run (empty until a router has chosen), its way there, and its policies."""
+
+
 class NeedsOwnServer(Exception):
     """The session may not share its process, for a provider that starts others. Never leaves its server."""
 
@@ -194,7 +198,7 @@ class LiveSession:
     def _admit(self, inputs: Sequence[object], options: RunOptions) -> list[LiveRun]:
         """Everything that can refuse a submit; changes nothing."""
         self._refuse_unless_open()
-        self.plan(options)
+        plan = self.plan(options)
         name = options.router or options.provider or self.session.provider
         if self.is_shared and not self.providers.runs_in_process(name):
             raise NeedsOwnServer
@@ -205,9 +209,13 @@ class LiveSession:
                 details={"in_flight": len(self.queue.running)},
             )
         self.queue.admit(len(messages) - self._interruptible(options, len(messages)))
-        return [self._new_run(message, options, index) for index, message in enumerate(messages, start=1)]
+        plans = [plan, *(self.plan(options) for _ in messages[1:])]  # each run has a way of its own
+        return [
+            self._new_run(message, options, one, index)
+            for index, (message, one) in enumerate(zip(messages, plans, strict=True), start=1)
+        ]
 
-    def plan(self, options: RunOptions) -> tuple[str, RunRoute, tuple[Policy, ...]]:
+    def plan(self, options: RunOptions) -> Plan:
         """The provider of a run with these options, its way there, and its policies. Everything that can be known to go
         wrong is refused: ValidationError, CapabilityNotSupported, MissingRequiredCapability, PolicyViolation."""
         provider, route = self._placer.plan(options)
@@ -256,8 +264,8 @@ class LiveSession:
         if self._closed:
             raise SessionMoved(details={"session_id": self.session_id})
 
-    def _new_run(self, messages: tuple[Message, ...], options: RunOptions, offset: int) -> LiveRun:
-        provider, route, policies = self.plan(options)
+    def _new_run(self, messages: tuple[Message, ...], options: RunOptions, plan: Plan, offset: int) -> LiveRun:
+        provider, route, policies = plan
         return LiveRun(
             run_id=self._writer.ids.run_id(),
             session_id=self.session_id,

@@ -15,26 +15,45 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..adapters.settings import Settings
+    from ..domain.account import AccountState
     from ..domain.provider import ProviderDeclaration
 
 
 def providers(context: typer.Context, data_dir: DataDir = None, debug: Debug = False) -> int:
-    """List the providers: those of the runtime that lives on the data_dir, else those of the configuration."""
+    """List the providers: those of the runtime that lives on the data_dir, with how their accounts are, else those of
+    the configuration."""
     invocation = invocation_of(context)
     settings = settings_of(invocation)
+    declared, accounts = _declarations(invocation, settings)
     rows = [
-        (name, found.kind, "default" if name == settings.default_provider else "", as_json(found.shown_options()))
-        for name, found in sorted(_declarations(invocation, settings).items())
+        (
+            name,
+            found.kind,
+            "default" if name == settings.default_provider else "",
+            _account(accounts.get(name)),
+            as_json(found.shown_options()),
+        )
+        for name, found in sorted(declared.items())
     ]
-    sys.stdout.write(table(("PROVIDER", "KIND", "", "OPTIONS"), rows))
+    sys.stdout.write(table(("PROVIDER", "KIND", "", "ACCOUNT", "OPTIONS"), rows))
     return OK
 
 
-def _declarations(invocation: Invocation, settings: "Settings") -> "Mapping[str, ProviderDeclaration]":
+def _declarations(
+    invocation: Invocation, settings: "Settings"
+) -> "tuple[Mapping[str, ProviderDeclaration], Mapping[str, AccountState]]":
     if runtime_lives(settings):
         with opened_runtime(invocation) as runtime:
-            return runtime.providers()
-    return declared_providers(settings)
+            return runtime.providers(), runtime.accounts()
+    return declared_providers(settings), {}
+
+
+def _account(state: "AccountState | None") -> str:
+    """How the account is, in words; empty for a provider that has none."""
+    if state is None:
+        return ""
+    waits = f" ({state.wait_reason.value}, {state.retry_in_s:.0f} s)" if state.wait_reason else ""
+    return f"{state.state.value}{waits}, {state.under_way} under way, {state.waiting} waiting"
 
 
 def declared_providers(settings: "Settings") -> "Mapping[str, ProviderDeclaration]":

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from greenroom.domain.errors import (
     ValidationError,
 )
 from greenroom.domain.event import EventType
+from greenroom.domain.policy import parse_policy
 from greenroom.domain.provider import Provider, ProviderEvent, ProviderLevels, ProviderOutcome, ProviderRequest
+from greenroom.domain.rate_budget import RateLevel, RateLevels
 from greenroom.domain.run_input import Message, Role
 from greenroom.domain.token_usage import TokenUsage
 from greenroom.testing import Answer, MessagesServer, answers
@@ -306,6 +309,34 @@ async def test_usage_counts_the_attempt_so_far_with_the_cache_apart(
     prices = [price_usd(MODEL, first), price_usd(MODEL, second)]
     assert outcome.cost_usd == pytest.approx(sum(price for price in prices if price is not None))
     assert outcome.cost_usd
+
+
+async def test_what_the_headers_say_of_the_rate_limits_is_told_before_anything_else(
+    provider: AnthropicProvider, server: MessagesServer
+) -> None:
+    headers = {
+        "anthropic-ratelimit-requests-limit": "50",
+        "anthropic-ratelimit-requests-remaining": "49",
+        "anthropic-ratelimit-input-tokens-remaining": "12000",
+        "anthropic-ratelimit-output-tokens-limit": "nonsense",
+    }
+    server.answers.append(replace(answers.text("Hi."), headers=headers))
+
+    steps = await steps_of(provider, request(server))
+
+    assert steps[0] == ProviderLevels(
+        RateLevels(requests=RateLevel(per_minute=50, remaining=49), input_tokens=RateLevel(remaining=12_000))
+    )
+    assert 1 == sum(isinstance(step, ProviderLevels) for step in steps)
+
+
+async def test_a_policy_on_tokens_bounds_each_answer(provider: AnthropicProvider, server: MessagesServer) -> None:
+    strict = parse_policy({"limits": {"max_total_tokens": 500}}, field="policy")
+    warning = parse_policy({"limits": {"max_total_tokens": 5}, "on_violation": "warn"}, field="policy")
+
+    await steps_of(provider, replace(request(server), policies=(strict, warning)))
+
+    assert 500 == server.requests[0].body["max_tokens"]
 
 
 async def test_a_model_without_price_has_no_cost(provider: AnthropicProvider, server: MessagesServer) -> None:

@@ -4,38 +4,22 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
 import greenroom
-from greenroom import Event, EventType, Runtime
+from greenroom import Event, EventType
 from greenroom.actors.circuit_breaker import CircuitBreaker
 from greenroom.domain.account import AttemptEnd, AttemptReport, Permit, PermitAsk
 from greenroom.domain.circuit import BreakerOptions
 from greenroom.domain.rate_budget import RateOptions
 from greenroom.testing import Answer, MessagesServer, answers
 from tests.conftest import API_KEY_VARIABLE
+from tests.ray.conftest import Starts
 from tests.ray.processes import kill_9
 from tests.waiting import wait_until
-
-Starts = Callable[..., Runtime]
-
-
-@pytest.fixture
-def starts(cluster: str, tmp_path: Path) -> Iterator[Starts]:
-    """Starts a runtime of the test's own."""
-    runtimes: list[Runtime] = []
-
-    def start(**settings: Any) -> Runtime:
-        runtimes.append(greenroom.start(data_dir=tmp_path / "data", **settings))
-        return runtimes[-1]
-
-    yield start
-    runtimes[-1].shutdown()
 
 
 def story(session: greenroom.SessionHandle, *types: EventType) -> list[Event]:
@@ -178,6 +162,20 @@ def test_a_session_stays_with_the_provider_that_served_it(starts: Starts) -> Non
 
     assert 1 == len(stayed)
     assert {"a", "b"} == went
+
+
+def test_a_router_that_was_killed_goes_on_deciding(starts: Starts) -> None:
+    runtime = starts(
+        providers={"a": {"kind": "scripted"}, "b": {"kind": "scripted"}},
+        routers={"main": {"providers": ["a", "b"], "sticky_ttl_s": 0}},
+    )
+    session = runtime.open_session(provider="main")
+    ray.get(session.execute_run.remote("x"))
+
+    kill_9(runtime, "ProviderRouter")
+    results = [ray.get(session.execute_run.remote("x")) for _ in range(20)]
+
+    assert {"a"} == {result.provider for result in results}
 
 
 def test_a_run_says_otherwise_than_its_router(starts: Starts) -> None:

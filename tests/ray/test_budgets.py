@@ -1,7 +1,7 @@
 """Budgets and policies over the whole runtime."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,25 +15,11 @@ from greenroom.domain.token_usage import TokenUsage
 from greenroom.testing import MessagesServer, answers
 from greenroom.testing.answers import Ending
 from tests.conftest import API_KEY_VARIABLE
+from tests.ray.conftest import Starts
 from tests.ray.processes import kill_9
 from tests.waiting import wait_until
 
-Starts = Callable[..., Runtime]
-
 COST = {"provider_options": {"usage": {"cost_usd": 0.05}, "latency_s": 0.05}}
-
-
-@pytest.fixture
-def starts(cluster: str, tmp_path: Path) -> Iterator[Starts]:
-    """Starts a runtime of the test's own."""
-    runtimes: list[Runtime] = []
-
-    def start(**settings: Any) -> Runtime:
-        runtimes.append(greenroom.start(data_dir=tmp_path / "data", **settings))
-        return runtimes[-1]
-
-    yield start
-    runtimes[-1].shutdown()
 
 
 def outcomes(runs: list[tuple[SessionHandle, str]]) -> Counter[str]:

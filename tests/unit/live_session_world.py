@@ -23,6 +23,7 @@ from greenroom.domain.provider import (
     ProviderOutcome,
     ProviderRequest as Request,
 )
+from greenroom.domain.routing import RouterOptions
 from greenroom.domain.run import Run, RunResult
 from greenroom.domain.run_gate import RunGate
 from greenroom.domain.run_outcome import outcome_of
@@ -114,8 +115,8 @@ class Gates(PlayProvider):
 class GivenProviders(ProviderSet):
     """Providers that a test made itself, beside the built-in ones."""
 
-    def __init__(self, given: dict[str, Provider]) -> None:
-        super().__init__({name: ProviderDeclaration(name=name, kind="scripted") for name in given})
+    def __init__(self, given: dict[str, Provider], routers: dict[str, RouterOptions] | None = None) -> None:
+        super().__init__({name: ProviderDeclaration(name=name, kind="scripted") for name in given}, routers)
         self._given = given
 
     def get(self, name: str) -> Provider:
@@ -154,6 +155,8 @@ class World:
         declared: ProviderDeclaration | None = None,
         home: str | None = None,
         scope_policies: dict[str, dict[str, Any]] | None = None,
+        providers: ProviderSet | None = None,
+        accounts: Any = None,
         **spec: Any,
     ) -> LiveSession:
         """Take the session over as a new process would; runs go to the given provider, or to the declared one, else to
@@ -167,7 +170,8 @@ class World:
             spec=SessionSpec(provider=declared.name if declared else name, **spec) if create else None,
             idempotency_key=key,
             log=self.log,
-            providers=ProviderSet({declared.name: declared}) if declared else given,
+            providers=providers or (ProviderSet({declared.name: declared}) if declared else given),
+            accounts=accounts,
             home=home,
             default_provider="scripted",
             max_input_bytes=MAX_INPUT_BYTES,

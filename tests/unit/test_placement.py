@@ -1,174 +1,271 @@
-"""Which server a session gets, and how many servers there are."""
+"""How a run finds its provider: routers and accounts in memory, a live session over them."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
 
-from greenroom.domain.errors import ValidationError
-from greenroom.domain.placement import Placement, SessionLimits
-from greenroom.domain.session import SessionSpec
+from greenroom.domain.account import Account, AttemptEnd, AttemptReport, Permit, PermitAsk, Refusal
+from greenroom.domain.circuit import BreakerOptions, CircuitState
+from greenroom.domain.errors import ProviderAuthenticationFailed, ProviderOverloaded, ProviderUnavailable
+from greenroom.domain.event import EventType
+from greenroom.domain.provider import ProviderRequest as Request
+from greenroom.domain.rate_budget import RateOptions
+from greenroom.domain.routing import AllOpen, Candidate, RouterOptions, RoutingRequest, route
+from tests.unit.live_session_world import Answers, GivenProviders, PlayProvider, World, error_of, outcome, settled
 
-NAMES = ("a", "b", "c", "d")
+NAMES = ("a", "b", "c")
 
 
-def placement(*names: str, node: str = "n1", **options: int | None) -> Placement:
-    made = Placement(
-        sessions_per_server=options.get("per_server") or 1,
-        max_servers=options.get("max_servers") or 4,
-        warm_servers=options.get("warm") or 0,
-        max_sessions=options.get("max_sessions"),
+@pytest.fixture
+async def world() -> AsyncGenerator[World]:
+    made = World()
+    yield made
+    await made.aclose()
+
+
+class LocalAccounts:
+    """The accounts of one process, by the real rules, with nobody else at them."""
+
+    def __init__(self, names: Sequence[str] = NAMES, **rates: RateOptions) -> None:
+        breaker = BreakerOptions(failure_threshold=2, cooldown_s=0.2)
+        self.by_name = {name: Account(name, breaker, rates.get(name, RateOptions())) for name in names}
+        self.asked: list[tuple[str, bool]] = []
+        self.bound: list[str] = []
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.by_name
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def acquire(self, provider: str, ask: PermitAsk, *, waits: bool) -> Permit | Refusal | None:
+        account = self.by_name[provider]
+        self.asked.append((provider, waits))
+        answer = account.ask(ask, self.now())
+        if isinstance(answer, Permit) or not waits:
+            return answer
+        account.stand(ask)
+        try:
+            while (permit := account.permit_of(ask.key)) is None:
+                await asyncio.sleep(0.002)
+                account.grant(self.now())
+        except asyncio.CancelledError:
+            account.end(ask.key, AttemptReport(end=AttemptEnd.GIVEN_UP), self.now())
+            raise
+        return permit
+
+    def ended(self, key: str, report: AttemptReport) -> None:
+        for account in self.by_name.values():
+            account.end(key, report, self.now())
+
+    async def decide(self, router: str, request: RoutingRequest) -> tuple[str, ...]:
+        candidates = [
+            Candidate(name=name, is_open=account.circuit.state is not CircuitState.OPEN)
+            for name, account in self.by_name.items()
+            if name in request.options.providers
+        ]
+        return tuple(one.name for one in route(candidates, request, draw=0.0))
+
+    def bind(self, router: str, options: RouterOptions, session_id: str, provider: str) -> None:
+        self.bound.append(provider)
+
+    def unbind(self, router: str, session_id: str) -> None:
+        return None
+
+    def under_way(self) -> int:
+        return sum(account.state(self.now()).under_way for account in self.by_name.values())
+
+    def break_(self, *names: str) -> None:
+        for name in names:
+            for number in range(2):
+                self.by_name[name].ask(PermitAsk(key=f"{number}", holder=""), self.now())
+                self.by_name[name].end(f"{number}", AttemptReport(end=AttemptEnd.FAILED), self.now())
+
+
+class Named(PlayProvider):
+    """Fails with what it is given as long as there is any, then answers with its name."""
+
+    def __init__(self, name: str, *failures: Exception) -> None:
+        super().__init__(self._answer)
+        self.name = name
+        self.failures = list(failures)
+        self.served = 0
+
+    async def _answer(self, _: Request) -> Answers:
+        self.served += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        yield outcome(self.name)
+
+
+def router(*names: str, **options: Any) -> RouterOptions:
+    return RouterOptions(providers=names or NAMES, **options)
+
+
+async def opened(world: World, accounts: LocalAccounts, options: RouterOptions, *providers: Named, **more: Any) -> Any:
+    given = GivenProviders({one.name: one for one in providers}, {"main": options})
+    return await world.open(providers=given, accounts=accounts, run_defaults={"router": "main", **more})
+
+
+async def test_the_first_that_lets_it_in_is_taken_and_everything_is_given_back(world: World) -> None:
+    accounts = LocalAccounts()
+    accounts.break_("a")
+    live = await opened(world, accounts, router(), *map(Named, NAMES))
+    (run_id,) = await world.submit(live, "x")
+
+    result = await live.await_run(run_id)
+
+    assert ("b", ["b"], 0) == (result.output["content"], accounts.bound, accounts.under_way())
+    assert [("b", False)] == accounts.asked
+    assert {None, "b"} == {event.provider for event in await world.events(run_id)}
+
+
+@pytest.mark.parametrize(("max_attempts", "served"), [(3, "c"), (2, None)])
+async def test_a_router_tries_no_more_providers_than_it_may(
+    world: World, max_attempts: int, served: str | None
+) -> None:
+    no = ProviderAuthenticationFailed("no")
+    live = await opened(
+        world, LocalAccounts(), router(max_attempts=max_attempts), Named("a", no), Named("b", no), Named("c")
     )
-    for name in names:
-        made.add(name, node, now=0.0)
-    return made
+    (run_id,) = await world.submit(live, "x")
+
+    if served:
+        assert served == (await live.await_run(run_id)).provider
+    else:
+        assert isinstance(await error_of(live, run_id), ProviderAuthenticationFailed)
+    overs = [event.data for event in await world.events(run_id) if event.type is EventType.PROVIDER_FAILED_OVER]
+    assert [("a", "b"), ("b", "c")][: len(overs)] == [(one["from"], one["to"]) for one in overs]
 
 
-def test_a_server_takes_one_session() -> None:
-    placed = placement("a")
-    placed.put("s1", "a")
+async def test_a_run_stays_at_its_provider_while_its_time_lasts_and_then_goes_elsewhere(world: World) -> None:
+    busy = [ProviderOverloaded("busy") for _ in range(10)]
+    sick, well = Named("a", *busy), Named("b")
+    accounts = LocalAccounts(("a", "b"))
+    accounts.by_name["a"].circuit.options = BreakerOptions(failure_threshold=100)
+    live = await opened(world, accounts, router("a", "b"), sick, well, retry_budget_s=1.0)
+    (run_id,) = await world.submit(live, "x")
 
-    assert "a" == placed.server_of("s1")
-    assert placed.choose(alone=False) is None
-    assert "a" == placed.take("s1", now=1.0)
-    assert "a" == placed.choose(alone=False)
-    assert placed.take("s1", now=1.0) is None
+    result = await live.await_run(run_id)
 
-
-def test_shared_servers_are_filled_before_empty_ones_are_begun() -> None:
-    placed = placement("a", "b", per_server=2)
-    placed.put("s1", "b")
-
-    assert "b" == placed.choose(alone=False)
-    placed.put("s2", "b")
-    assert "a" == placed.choose(alone=False)
+    assert "b" == result.provider
+    assert sick.served > 1
+    assert result.attempts == sick.served + 1
 
 
-def test_a_session_that_must_be_alone_gets_an_empty_server_and_keeps_it_to_itself() -> None:
-    placed = placement("a", "b", per_server=3)
-    placed.put("s1", "a")
+async def test_a_run_leaves_a_provider_whose_breaker_opens_while_it_backs_off(world: World) -> None:
+    sick, accounts = Named("a", *(ProviderOverloaded("busy") for _ in range(10))), LocalAccounts(("a", "b"))
+    accounts.by_name["a"].circuit.options = BreakerOptions(failure_threshold=2, cooldown_s=600.0)
+    live = await opened(world, accounts, router("a", "b"), sick, Named("b"), retry_budget_s=60.0)
+    (run_id,) = await world.submit(live, "x")
 
-    assert "b" == placed.choose(alone=True)
-    placed.put("s2", "b", alone=True)
-    assert "a" == placed.choose(alone=False)
-    assert not placed.is_shared("b")
-    placed.take("s2", now=0.0)
-    assert placed.is_shared("b")
+    result = await live.await_run(run_id)
 
-
-def test_the_idlest_node_is_chosen() -> None:
-    placed = placement("a", "b")
-    placed.add("c", "n2", now=0.0)
-    placed.put("s1", "a")
-
-    assert "c" == placed.choose(alone=False)
+    assert ("b", 2) == (result.provider, sick.served), "two failures open it"
 
 
-def test_a_closed_node_takes_no_more_sessions_and_keeps_nothing_warm() -> None:
-    placed = placement("a", warm=1)
-    placed.closed_nodes.add("n1")
+async def test_with_all_breakers_open_a_run_waits_or_tries_the_least_bad(world: World) -> None:
+    waits, probes = LocalAccounts(), LocalAccounts()
+    for accounts in (waits, probes):
+        accounts.break_(*NAMES)
+    patient = await opened(world, waits, router(), *map(Named, NAMES))
+    (run_id,) = await world.submit(patient, "x")
+    await settled()
+    assert "circuit_open" == patient.state().waiting[run_id]["reason"]
+    result = await patient.await_run(run_id)
+    assert ("a", True) == (result.provider, waits.asked[-1][1])
 
-    assert placed.choose(alone=False) is None
-    assert 1 == placed.to_start(waiting=0, starting=0)
-
-
-def test_sessions_beyond_the_limit_find_no_server_and_start_none() -> None:
-    placed = placement("a", "b", max_sessions=1)
-    placed.put("s1", "a")
-
-    assert placed.choose(alone=False) is None
-    assert 0 == placed.to_start(waiting=5, starting=0)
-
-
-def test_servers_are_started_for_those_who_wait_and_to_be_warm_but_never_more_than_may_be() -> None:
-    assert 2 == placement(warm=2).to_start(waiting=0, starting=0)
-    assert 3 == placement("a", warm=2).to_start(waiting=2, starting=0)
-    assert 1 == placement("a", "b", warm=2).to_start(waiting=9, starting=1)
-    assert 0 == placement("a", warm=1).to_start(waiting=0, starting=0)
-    assert 2 == placement(per_server=10).to_start(waiting=11, starting=0)
+    other = World()
+    eager = await opened(other, probes, router(all_open=AllOpen.PROBE), *map(Named, NAMES))
+    (run_id,) = await other.submit(eager, "x")
+    began = asyncio.get_running_loop().time()
+    assert "completed" == (await eager.await_run(run_id)).status
+    assert asyncio.get_running_loop().time() - began < 0.2, "before the cooldown is over"
+    await other.aclose()
 
 
-def test_the_longest_empty_servers_beyond_the_warm_ones_are_retired_after_their_grace() -> None:
-    placed = placement("a", "b", "c", warm=1)
-    placed.put("s1", "a")
-    placed.put("s2", "b")
-    placed.take("s2", now=5.0)
+async def test_a_run_that_waited_too_long_for_broken_providers_fails_and_says_so(world: World) -> None:
+    accounts = LocalAccounts()
+    accounts.break_(*NAMES)
+    live = await opened(world, accounts, router(), *map(Named, NAMES), retry_budget_s=0.05)
+    (run_id,) = await world.submit(live, "x")
 
-    assert [] == placed.to_retire(now=9.0, grace_s=10.0)
-    assert ["c"] == placed.to_retire(now=10.0, grace_s=10.0)
+    error = await error_of(live, run_id)
 
-
-def test_what_a_server_had_is_nowhere_when_it_is_gone() -> None:
-    placed = placement("a", per_server=2)
-    placed.put("s1", "a")
-    placed.put("s2", "a")
-
-    assert frozenset({"s1", "s2"}) == placed.remove("a")
-    assert placed.server_of("s1") is None
-    assert frozenset() == placed.remove("a")
+    assert (ProviderUnavailable, "circuit_open") == (type(error), error.details["reason"])
+    assert "run_started" not in await world.types(run_id)
+    assert 0 == sum(account.state(accounts.now()).waiting for account in accounts.by_name.values())
 
 
-@given(
-    st.integers(1, 3),
-    st.lists(
-        st.tuples(
-            st.sampled_from(["claim", "alone", "leave", "lose", "add"]), st.sampled_from(NAMES), st.integers(0, 8)
-        ),
-        max_size=60,
-    ),
-)
-def test_no_server_ever_has_more_than_it_may(per_server: int, steps: list[tuple[str, str, int]]) -> None:
-    placed = placement("a", "b", per_server=per_server)
-    alone: set[str] = set()
-    for step, name, number in steps:
-        session_id = f"s{number}"
-        if step in {"claim", "alone"} and placed.server_of(session_id) is None:
-            chosen = placed.choose(alone=step == "alone")
-            if chosen is not None:
-                placed.put(session_id, chosen, alone=step == "alone")
-                alone.discard(session_id)
-                if step == "alone":
-                    alone.add(session_id)
-        elif step == "leave":
-            placed.take(session_id, now=0.0)
-        elif step == "lose":
-            placed.remove(name)
-        elif step == "add" and name not in placed:
-            placed.add(name, "n1", now=0.0)
+async def test_a_run_in_line_looks_at_the_others_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("greenroom.actors.placement.LOOK_AGAIN_S", 0.05)
+    accounts = LocalAccounts(("a", "b"), a=RateOptions(requests_per_minute=1), b=RateOptions(max_concurrent=1))
+    accounts.by_name["a"].ask(PermitAsk(key="used up", holder=""), accounts.now())
+    accounts.by_name["a"].budget.pause(accounts.now() + 600)
+    accounts.by_name["b"].ask(PermitAsk(key="busy", holder=""), accounts.now())
+    live = await opened(world, accounts, router("a", "b"), Named("a"), Named("b"))
+    (run_id,) = await world.submit(live, "x")
+    await settled()
+    accounts.ended("busy", AttemptReport(end=AttemptEnd.SUCCEEDED))
 
-        for server in placed.names:
-            sessions = placed.sessions_of(server)
-            assert len(sessions) <= per_server
-            assert all(placed.server_of(one) == server for one in sessions)
-            if sessions & alone:
-                assert 1 == len(sessions)
+    assert "b" == (await live.await_run(run_id)).provider
 
 
-def test_a_group_has_no_more_sessions_than_its_limit_and_a_session_that_leaves_makes_room() -> None:
-    limits = SessionLimits(per_provider={"claude": 1}, per_tenant=2)
-    groups = limits.groups(provider="claude", tenant="ada")
-    placed = placement("a", "b")
+async def test_a_cancelled_run_leaves_the_line_and_one_under_way_its_place(world: World) -> None:
+    accounts = LocalAccounts(("a",), a=RateOptions(max_concurrent=1))
 
-    assert not placed.full_groups(groups)
-    placed.put("s1", "a", groups=groups)
-    assert {"claude"} == {group.name for group in placed.full_groups(groups)}
-    assert not placed.full_groups(limits.groups(provider="scripted", tenant="ada"))
-    placed.put("s1", "b", groups=groups)  # it has moved, and counts once
-    placed.put("s2", "a", groups=limits.groups(provider="scripted", tenant="ada"))
-    assert {"ada"} == {group.name for group in placed.full_groups(limits.groups(provider="scripted", tenant="ada"))}
+    async def hang(_: Request) -> Answers:
+        await asyncio.Event().wait()
+        yield outcome()
 
-    placed.take("s1", now=0.0)
-    assert not placed.full_groups(groups)
-    placed.remove("a")
-    assert () == placed.groups_of("s2")
+    hanging = Named("a")
+    hanging.play = hang
+    given = GivenProviders({"a": hanging})
+    defaults = {"provider": "a"}
+    live = await world.open(providers=given, accounts=accounts, run_defaults=defaults, max_concurrent_runs=2)
+    first, second = await world.submit(live, "x", "y")
+    await settled()
+    assert [second] == list(live.state().waiting)
+
+    await live.cancel_run(second, None, world.call())
+    await live.cancel_run(first, None, world.call())
+    await settled()
+
+    state = accounts.by_name["a"].state(accounts.now())
+    assert (0, 0, {}) == (state.under_way, state.waiting, live.state().waiting)
 
 
-def test_only_limited_groups_count() -> None:
-    assert () == SessionLimits(total=3).groups(provider="claude", tenant="ada")
-    assert () == SessionLimits(per_tenant=3).groups(provider="claude", tenant=None)
-    assert not SessionLimits(total=3).has_groups
+async def test_a_paused_session_keeps_nothing_for_a_run_that_may_not_start(world: World) -> None:
+    accounts = LocalAccounts(("a",), a=RateOptions(max_concurrent=1))
+    accounts.by_name["a"].ask(PermitAsk(key="busy", holder=""), accounts.now())
+    given = GivenProviders({"a": Named("a")})
+    live = await world.open(providers=given, accounts=accounts, run_defaults={"provider": "a"})
+    (run_id,) = await world.submit(live, "x")
+    await settled()
+
+    await live.pause(world.call())
+    accounts.ended("busy", AttemptReport(end=AttemptEnd.SUCCEEDED))
+    async with asyncio.timeout(5):
+        while live.state().waiting:
+            await asyncio.sleep(0.001)
+
+    assert 0 == accounts.under_way()
+    await live.resume(world.call())
+    assert "a" == (await live.await_run(run_id)).provider
 
 
-def test_a_tenant_is_text() -> None:
-    assert () == SessionLimits(per_tenant=1).groups(provider="scripted", tenant=["x"])
-    with pytest.raises(ValidationError) as refused:
-        SessionSpec(metadata={"tenant": ["x"]})
-    assert "metadata.tenant" == refused.value.details["field"]
+async def test_the_status_of_a_session_can_be_asked_for_while_its_run_fails_over(world: World) -> None:
+    accounts = LocalAccounts(("a", "b"), b=RateOptions(max_concurrent=1))
+    accounts.by_name["b"].ask(PermitAsk(key="busy", holder=""), accounts.now())
+    sick = Named("a", ProviderAuthenticationFailed("no"))
+    live = await opened(world, accounts, router("a", "b"), sick, Named("b"))
+    (run_id,) = await world.submit(live, "x")
+    async with asyncio.timeout(5):
+        while not live.state().waiting:
+            await asyncio.sleep(0.001)
+
+    assert "b" == live.state().waiting[run_id]["provider"]
+    accounts.ended("busy", AttemptReport(end=AttemptEnd.SUCCEEDED))
+    assert "b" == (await live.await_run(run_id)).provider
