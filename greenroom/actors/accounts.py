@@ -224,7 +224,9 @@ class Accounts:
         until, orders = self._blocks.get(key, (0.0, deque[tuple[str, ...]]()))
         if not orders or self._loop.time() >= until:
             orders = deque(await self._ask(router, request, BLOCK))
-            self._blocks = {key: (self._loop.time() + BLOCK_S, orders)}
+            now = self._loop.time()
+            self._blocks = {other: block for other, block in self._blocks.items() if block[0] > now}
+            self._blocks[key] = (now + BLOCK_S, orders)
         return orders.popleft()
 
     async def _ask(self, router: str, request: RoutingRequest, count: int) -> list[tuple[str, ...]]:

@@ -121,9 +121,8 @@ class Attempts:
         self._conversations[provider] = handle
 
     async def settle(self) -> None:
-        """Give up everything that was begun, and wait until it is over."""
-        for task in self._tasks:
-            task.cancel()
+        """Wait until everything that was begun is over. Whoever calls this has cancelled it; to do so again would cut
+        short what it does to clean up."""
         if self._tasks:
             await asyncio.wait(self._tasks)
 
