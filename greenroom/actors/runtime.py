@@ -217,6 +217,10 @@ class Runtime:
                 details={"field": "provider"},
             )
 
+    def handle(self, session_id: str) -> SessionHandle:
+        """A handle of a session, whether or not it exists: its calls say so. Asks nobody."""
+        return SessionHandle(session_id, self._address)
+
     async def aget_session(self, session_id: str) -> SessionHandle:
         """A handle of a session that exists. SessionNotFound otherwise."""
         await self.asession(session_id)
@@ -245,6 +249,7 @@ class Runtime:
         status: SessionState | str | None = None,
         agent_id: str | None = None,
         tag: str | None = None,
+        tenant: str | None = None,
         after: str | None = None,
         limit: int = 100,
     ) -> list[Session]:
@@ -253,6 +258,7 @@ class Runtime:
             "status": SessionState(_checked(status, SessionState, "status")).value if status else None,
             "agent_id": agent_id,
             "tag": tag,
+            "tenant": tenant,
             "after": after,
             "limit": _checked_limit(limit),
         }
@@ -526,6 +532,16 @@ class Runtime:
     def providers(self) -> dict[str, ProviderDeclaration]:
         """See aproviders."""
         return self._wait(self._providers())
+
+    async def adefault_provider(self) -> str:
+        """The provider, or router, of sessions that name none."""
+        settings = await self._ask(self._directory.settings.remote())
+        return settings["default_provider"]
+
+    async def adeclared(self) -> tuple[dict[str, ProviderDeclaration], dict[str, RouterOptions]]:
+        """All providers and routers, by name."""
+        settings = await self._ask(self._directory.settings.remote())
+        return {**BUILT_IN_DECLARATIONS, **settings["providers"]}, settings["routers"]
 
     async def _providers(self) -> dict[str, ProviderDeclaration]:
         settings = await self._ask(self._directory.settings.remote())

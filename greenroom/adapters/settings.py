@@ -19,6 +19,7 @@ from ..domain.run_input import MAX_INPUT_BYTES
 from ..domain.sharding import MAX_SHARDS
 from ..domain.slots import SlotLimits
 from .data_dir import MEMORY_DATA_DIR
+from .http_settings import HttpGrant, HttpSettings
 from .option_parsing import parse_options
 from .providers.registry import BUILT_IN_DECLARATIONS, declaration
 from .store_options import MEBIBYTE, StoreOptions
@@ -144,6 +145,7 @@ class Settings(BaseSettings):
     placement_labels: dict[str, str] = Field(default_factory=dict[str, str])
     """Labels that a node must have for session servers, in Ray's words: {"region": "in(eu, us)"}."""
     limits: Limits = Field(default_factory=Limits)
+    http: HttpSettings = Field(default_factory=HttpSettings)
     event_store: EventStoreSettings = Field(default_factory=EventStoreSettings)
 
     @classmethod
@@ -244,7 +246,7 @@ def _fields_at(path: Sequence[str]) -> Collection[str]:
     """The names that are known there."""
     model: type[BaseModel] = Settings
     for name in path:
-        candidates = (Limits, ScopeLimits, EventStoreSettings, RetentionSettings)
+        candidates = (Limits, ScopeLimits, HttpSettings, HttpGrant, EventStoreSettings, RetentionSettings)
         annotation = str(model.model_fields[name].annotation) if name in model.model_fields else ""
         model = next((candidate for candidate in candidates if candidate.__name__ in annotation), model)
     return model.model_fields

@@ -1,7 +1,7 @@
 """The Session record, and the table of what may become of a session."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -216,3 +216,7 @@ class SessionStatus:
     waiting: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     """By run id, of those that wait for a provider account: `provider`, `reason` (circuit_open, paused, rate,
     concurrency or line), `since`, and `retry_in_s` as it was then (None: when another run has ended)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-safe values."""
+        return {**asdict(self), "state": self.state.value}

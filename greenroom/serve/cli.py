@@ -14,6 +14,7 @@ from .cli_control import approvals, approve, deny, pause, resume, steer
 from .cli_data import backup, compact, delete, export, import_, restore, verify
 from .cli_doctor import doctor
 from .cli_errors import FAILED, INTERRUPTED, OK, report
+from .cli_keys import keys
 from .cli_options import DataDir, Debug, Invocation
 from .cli_providers import providers
 from .cli_query import query
@@ -33,6 +34,7 @@ app = typer.Typer(
 
 for command in (up, down, demo, run, sessions, show, events, cancel, interrupt, providers, doctor):
     app.command()(command)
+app.add_typer(keys, name="keys")
 for command in (steer, pause, resume, approvals, approve, deny):
     app.command()(command)
 for command in (query, export, verify, delete, compact, backup, restore):

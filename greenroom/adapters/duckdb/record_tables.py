@@ -335,7 +335,14 @@ class RecordTables:
         return (row[0], row[1]) if row else (0, 0)
 
     def list_sessions(
-        self, *, status: str | None, agent_id: str | None, tag: str | None, after: str | None, limit: int
+        self,
+        *,
+        status: str | None,
+        agent_id: str | None,
+        tag: str | None,
+        after: str | None,
+        limit: int,
+        tenant: str | None = None,
     ) -> list[Session]:
         """Sessions in the order of their ids (the order in which they were made), those after the id `after`."""
         rows = self._connection.execute(
@@ -343,9 +350,17 @@ class RecordTables:
             SELECT record FROM sessions
             WHERE session_id > $after AND ($status IS NULL OR status = $status)
               AND ($agent_id IS NULL OR agent_id = $agent_id) AND ($tag IS NULL OR list_contains(tags, $tag))
+              AND ($tenant IS NULL OR record->>'$.metadata.tenant' = $tenant)
             ORDER BY session_id LIMIT $limit
             """,
-            {"after": after or "", "status": status, "agent_id": agent_id, "tag": tag, "limit": limit},
+            {
+                "after": after or "",
+                "status": status,
+                "agent_id": agent_id,
+                "tag": tag,
+                "tenant": tenant,
+                "limit": limit,
+            },
         ).fetchall()
         return [Session.from_dict(json.loads(record)) for (record,) in rows]
 

@@ -99,14 +99,14 @@ class ProviderSuite:
 
     @needs("streams")
     async def test_text_is_streamed_as_it_comes(self, stage: Stage) -> None:
-        run_id = await stage.submit(stage.rig.text("One two three four five six.", chunks=6, chunk_delay_s=0.2))
-
-        await stage.seen(run_id, EventType.MESSAGE_STREAMED)
-        assert stage.live.state().in_flight == [run_id]
+        delay_s = 0.2
+        run_id = await stage.submit(stage.rig.text("One two three four five six.", chunks=6, chunk_delay_s=delay_s))
         await stage.live.await_run(run_id, 60)
 
-        pieces = [event.data["content"] for event in await stage.events(run_id, EventType.MESSAGE_STREAMED)]
-        assert "".join(pieces) == "One two three four five six."
+        pieces = await stage.events(run_id, EventType.MESSAGE_STREAMED)
+        assert "".join(event.data["content"] for event in pieces) == "One two three four five six."
+        spread_s = (pieces[-1].timestamp - pieces[0].timestamp).total_seconds()
+        assert spread_s >= delay_s, "they came in a second, and one after the other"
 
     @needs("tools")
     async def test_a_tool_call_begins_ends_and_has_its_effect(self, stage: Stage) -> None:

@@ -1,0 +1,125 @@
+"""Errors as problem+json (RFC 9457): one table from Greenroom's codes to HTTP statuses."""
+
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from ...adapters.logs import get_logger
+from ...domain.errors import ErrorCategory, GreenroomError, NotFound, RunNotFound, SessionNotFound
+
+_log = get_logger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+BY_CODE: Mapping[str, HTTPStatus] = {
+    "already_exists": HTTPStatus.CONFLICT,
+    "capability_not_supported": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "invalid_cursor": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "max_runs_exceeded": HTTPStatus.TOO_MANY_REQUESTS,
+    "max_sessions_exceeded": HTTPStatus.TOO_MANY_REQUESTS,
+    "missing_required_capability": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "policy_violation": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "queue_full": HTTPStatus.TOO_MANY_REQUESTS,
+    "resync_required": HTTPStatus.GONE,
+    "runtime_gone": HTTPStatus.SERVICE_UNAVAILABLE,
+    "session_draining": HTTPStatus.SERVICE_UNAVAILABLE,
+    "storage_full": HTTPStatus.INSUFFICIENT_STORAGE,
+    "timeout": HTTPStatus.GATEWAY_TIMEOUT,
+}
+"""Codes that mean something else over HTTP than their category."""
+
+BY_CATEGORY: Mapping[ErrorCategory, HTTPStatus] = {
+    ErrorCategory.VALIDATION: HTTPStatus.UNPROCESSABLE_ENTITY,
+    ErrorCategory.STATE: HTTPStatus.CONFLICT,
+    ErrorCategory.RESOURCE: HTTPStatus.NOT_FOUND,
+    ErrorCategory.CONCURRENCY: HTTPStatus.CONFLICT,
+    ErrorCategory.STORAGE: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+"""What is in neither table is a fault of ours."""
+
+_OF_THE_FRAMEWORK: Mapping[HTTPStatus, tuple[str, str]] = {
+    HTTPStatus.BAD_REQUEST: ("validation_error", "The body cannot be read."),
+    HTTPStatus.NOT_FOUND: ("not_found", "There is nothing here; see /openapi.json."),
+    HTTPStatus.METHOD_NOT_ALLOWED: ("method_not_allowed", "This cannot be done here; see /openapi.json."),
+}
+
+RETRY_AFTER_S = 1
+"""When a client that was refused for want of room may come again, where nobody knows better."""
+
+_COMES_AGAIN = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+_SAID_OF_NOTHING: Mapping[type[GreenroomError], str] = {
+    SessionNotFound: "There is no such session.",
+    RunNotFound: "There is no such run.",
+    NotFound: "There is no such thing.",
+}
+"""The same for what does not exist and for what is another tenant's; and no path of the machine in it."""
+
+
+def status_of(error: GreenroomError) -> HTTPStatus:
+    """The HTTP status of an error."""
+    found = BY_CODE.get(error.code) or BY_CATEGORY.get(error.category)
+    return found or HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def problem(
+    status: HTTPStatus, code: str, detail: str, *, headers: Mapping[str, str] | None = None, **more: Any
+) -> JSONResponse:
+    """A problem as a response."""
+    body = {
+        "type": "about:blank",
+        "title": status.phrase,
+        "status": status.value,
+        "code": code,
+        "detail": detail,
+        **more,
+    }
+    return JSONResponse(body, status_code=status.value, media_type=MEDIA_TYPE, headers=dict(headers or {}))
+
+
+def problem_of(error: GreenroomError) -> JSONResponse:
+    """An error of Greenroom as a response. What is a fault of ours says nothing of how it came about."""
+    status = status_of(error)
+    if status is HTTPStatus.INTERNAL_SERVER_ERROR:
+        _log.error("request_failed", code=error.code, error=error.message)
+        return problem(status, "internal_error", "Something went wrong here. Try again later.")
+    detail = next((said for kind, said in _SAID_OF_NOTHING.items() if isinstance(error, kind)), error.message)
+    more = {name: error.details[name] for name in ("field", "last_seq", "lowest_seq") if name in error.details}
+    headers: dict[str, str] = {}
+    if status in _COMES_AGAIN:
+        after_s = error.details.get("retry_after_s", RETRY_AFTER_S)
+        headers["Retry-After"] = str(max(1, math.ceil(after_s)))
+    return problem(status, error.code, detail, headers=headers, **more)
+
+
+async def answer_greenroom_error(_: Request, exc: Exception) -> JSONResponse:
+    """What a route raised."""
+    assert isinstance(exc, GreenroomError), "it is registered for no other"
+    return problem_of(exc)
+
+
+async def answer_invalid_request(_: Request, exc: Exception) -> JSONResponse:
+    """A body or a parameter that is not what the route takes; never repeats what was sent."""
+    assert isinstance(exc, RequestValidationError), "it is registered for no other"
+    first = exc.errors()[0]
+    field = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "validation_error", f"{field}: {first['msg']}.", field=field)
+
+
+async def answer_http_error(_: Request, exc: Exception) -> JSONResponse:
+    """What the framework itself refuses: an unknown path, a wrong method."""
+    assert isinstance(exc, HTTPException), "it is registered for no other"
+    status = HTTPStatus(exc.status_code)
+    code, text = _OF_THE_FRAMEWORK.get(status, (status.phrase.lower().replace(" ", "_"), f"{status.phrase}."))
+    return problem(status, code, text, headers=exc.headers)
+
+
+async def answer_fault(_: Request, exc: Exception) -> JSONResponse:
+    """A fault of ours."""
+    _log.error("request_failed", exc_info=exc)
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", "Something went wrong here. Try again later.")
