@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from .adapters.settings import Settings as Settings
     from .adapters.tool_definition import tool as tool
     from .domain.account import AccountState as AccountState
-    from .domain.budget import BudgetOptions as BudgetOptions, BudgetState as BudgetState
+    from .domain.budget import BudgetState as BudgetState
+    from .domain.budget_options import BudgetOptions as BudgetOptions
     from .domain.capability import Capability as Capability, CapabilityType as CapabilityType
     from .domain.capability_negotiation import Manifest as Manifest
     from .domain.errors import (
@@ -108,7 +109,8 @@ _HOMES = {
     "adapters.settings": ("Settings",),
     "adapters.tool_definition": ("tool",),
     "domain.account": ("AccountState",),
-    "domain.budget": ("BudgetOptions", "BudgetState"),
+    "domain.budget": ("BudgetState",),
+    "domain.budget_options": ("BudgetOptions",),
     "domain.capability": ("Capability", "CapabilityType"),
     "domain.capability_negotiation": ("Manifest",),
     "domain.event": ("Event", "EventType"),

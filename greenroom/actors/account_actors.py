@@ -10,7 +10,7 @@ from ..domain.circuit import BreakerOptions
 from ..domain.provider import ProviderDeclaration
 from ..domain.rate_budget import RateOptions
 from ..domain.routing import RouterOptions
-from .accounts import managed
+from .account_names import managed
 from .address import BREAKER_PREFIX, ROUTER_PREFIX
 from .circuit_breaker import CircuitBreaker
 from .provider_router import ProviderRouter

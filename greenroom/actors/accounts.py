@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 from collections import OrderedDict, deque
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +11,8 @@ import ray.exceptions
 
 from ..adapters.logs import get_logger
 from ..domain.account import AttemptEnd, AttemptReport, Permit, PermitAsk, Refusal, WaitReason
-from ..domain.provider import ProviderDeclaration
-from ..domain.routing import RouterOptions, RoutingOverrides, RoutingRequest
+from ..domain.routing import RouterOptions, RoutingRequest
+from ..domain.routing_overrides import NO_OVERRIDES
 from .address import BREAKER_PREFIX, ROUTER_PREFIX
 
 _log = get_logger(__name__)
@@ -36,15 +35,7 @@ _LOOK_S = 0.05
 MAX_UNASKED_S = 3.0
 """For how long attempts begin unasked at an account that has stopped answering."""
 
-_NO_OVERRIDES = RoutingOverrides()
-
 _FREE = AttemptReport(end=AttemptEnd.GIVEN_UP, input_tokens=0, output_tokens=0)
-
-
-def managed(providers: Mapping[str, ProviderDeclaration], routers: Mapping[str, RouterOptions]) -> set[str]:
-    """The providers that have an account: by their declaration, or because a router chooses them."""
-    members = {name for router in routers.values() for name in router.providers}
-    return members | {name for name, declared in providers.items() if declared.has_account}
 
 
 @dataclass(slots=True)
@@ -192,7 +183,7 @@ class Accounts:
         bound, until = self._bindings.get((router, request.session_id), (None, 0.0))
         options = request.options
         is_sticky = request.overrides.sticky and options.sticky_ttl_s > 0
-        is_plain = request.overrides == _NO_OVERRIDES and not request.exclude and not request.required
+        is_plain = request.overrides == NO_OVERRIDES and not request.exclude and not request.required
         if bound is not None and is_sticky and is_plain and self._loop.time() < until:
             return (bound,)
         if is_sticky or request.exclude:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..adapters.json_safety import require_json_safe
 from ..adapters.run_option_parsing import parse_run_options
@@ -11,21 +11,24 @@ from ..domain.errors import GreenroomError, RunInterrupted, SessionNotFound
 from ..domain.event import Event, EventType, NewEvent
 from ..domain.event_log import CommitListener, CommittedBatch, EventLog, SessionRecords
 from ..domain.identifiers import IdFactory
+from ..domain.policy import POLICY_QUESTION
 from ..domain.record_projection import fold_session
 from ..domain.recovery import CRASH_REASONS, Recovery, recovery_of
 from ..domain.run import Run, RunStatus
-from ..domain.run_gate import RunGate
 from ..domain.run_options import RunOptions
 from ..domain.session import Session, SessionSpec
 from ..domain.token_usage import TokenUsage
 from ..domain.tool import Toolbox
-from .accounts import Accounts
 from .live_run import LiveRun, live_run_of
 from .live_session import LiveSession, NeedsOwnServer
+from .placement import no_accounts
 from .provider_set import ProviderSet, refuse_secrets
 from .run_history import past_calls_of, run_history
-from .run_limits import POLICY_QUESTION
 from .run_route import RunRoute
+
+if TYPE_CHECKING:
+    from ..domain.run_gate import RunGate
+    from .accounts import Accounts
 
 
 class _Listener:
@@ -59,8 +62,8 @@ async def activate(
     now_us: Callable[[], int],
     on_lost: Callable[[], None],
     on_idle: Callable[[], None] = lambda: None,
-    gate: RunGate | None = None,
-    accounts: Accounts | None = None,
+    gate: "RunGate | None" = None,
+    accounts: "Callable[[], Accounts | None]" = no_accounts,
     scope_policies: Mapping[str, Mapping[str, Any]] | None = None,
     asks_before_start: bool = False,
     shared: bool = False,

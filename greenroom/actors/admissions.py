@@ -3,23 +3,25 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..adapters.logs import get_logger
+from ..domain.amount import Amount
 from ..domain.approval import Decision
-from ..domain.budget import Amount, BudgetAnswer, BudgetDecision
 from ..domain.budget_scopes import scopes_of
 from ..domain.errors import BudgetExceeded, GreenroomError, InternalError
 from ..domain.event import EventType
 from ..domain.policy import Metric, OnViolation, binding, tightest
-from ..domain.run_gate import RunGate
 from ..domain.session import Session
-from ..domain.slots import Slot
 from .approvals import Approvals
 from .live_run import LiveRun
 from .placement import Placer
-from .session_budget import SessionBudget
 from .session_writer import SessionWriter
+
+if TYPE_CHECKING:
+    from ..domain.budget import BudgetDecision
+    from ..domain.run_gate import RunGate
+    from .session_budget import SessionBudget
 
 _log = get_logger(__name__)
 
@@ -41,8 +43,8 @@ class Admissions:
         session: Session,
         *,
         placer: Placer,
-        gate: RunGate | None,
-        budget: SessionBudget | None,
+        gate: "RunGate | None",
+        budget: "SessionBudget | None",
         approvals: Approvals,
         writer: SessionWriter,
         refuse: Refuse,
@@ -106,6 +108,9 @@ class Admissions:
             gate.move(run.run_id, run.provider)
 
     async def _enter(self, gate: "RunGate | SessionBudget", run: LiveRun, provider: str) -> None:
+        from ..domain.budget import BudgetAnswer  # noqa: PLC0415  only where there are limits
+        from ..domain.slots import Slot  # noqa: PLC0415
+
         hard = binding(run.policies)
         slot = Slot(
             run_id=run.run_id,
@@ -120,7 +125,7 @@ class Admissions:
             await self._go_beyond(run, decision)
             slot = replace(slot, beyond=(*slot.beyond, decision.scope or ""))
 
-    async def _go_beyond(self, run: LiveRun, decision: BudgetDecision) -> None:
+    async def _go_beyond(self, run: LiveRun, decision: "BudgetDecision") -> None:
         """Nothing is left of a budget: BudgetExceeded, unless its owner says that this does not matter."""
         assert decision.options is not None, "a scope that is exceeded has a budget"
         action, scope = decision.options.on_violation, decision.scope

@@ -5,11 +5,10 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..adapters.logs import get_logger
 from ..adapters.providers.tool_calls import tool_call_abandoned
-from ..domain.account import AttemptEnd, AttemptReport
 from ..domain.errors import (
     Cancelled,
     GreenroomError,
@@ -20,7 +19,6 @@ from ..domain.errors import (
     ProviderUnavailable,
 )
 from ..domain.event import EventType
-from ..domain.failover import ENDS, Failure, Fault, NextStep, Recourse, fault_of, next_step, retry_after_of
 from ..domain.policy import Metric, Verdict, binding, tightest
 from ..domain.provider import ProviderEvent, ProviderOutcome, ProviderRequest
 from ..domain.record_projection import CONVERSATION
@@ -33,13 +31,16 @@ from .approvals import Approvals
 from .guarded_tools import GuardedTools
 from .live_run import LiveRun
 from .past import SessionPast
-from .placement import Placer
+from .placement import SUCCEEDED, Placer
 from .provider_attempt import completed_data, consume, storable_error
 from .provider_set import ProviderSet
 from .run_history import past_calls_of, run_history
-from .run_limits import RunLimits
 from .run_starts import start_events
 from .session_writer import SessionWriter
+
+if TYPE_CHECKING:
+    from ..domain.failover import Fault, NextStep
+    from .run_limits import RunLimits
 
 _log = get_logger(__name__)
 
@@ -102,14 +103,18 @@ class Attempts:
             if run.deadline is None:
                 self.set_deadline(run)
             if any(policy.limits for policy in run.policies):
-                run.limits = RunLimits(
-                    run, approvals=self._approvals, report=self._report_limit, stop=self._stop_for_violation
-                )
+                run.limits = self._limits_of(run)
+                now_us = self._writer.now_us()
                 now_us = self._writer.now_us()
                 run.limits.start((now_us - (run.first_started_at_us or now_us)) / 1_000_000)
             run.task = self._loop.create_task(self._execute(run))
             self._tasks.add(run.task)
             run.task.add_done_callback(self._tasks.discard)
+
+    def _limits_of(self, run: LiveRun) -> "RunLimits":
+        from .run_limits import RunLimits  # noqa: PLC0415  most runs have none
+
+        return RunLimits(run, approvals=self._approvals, report=self._report_limit, stop=self._stop_for_violation)
 
     def set_deadline(self, run: LiveRun) -> None:
         """Its clock goes from here on, whatever it does."""
@@ -161,8 +166,10 @@ class Attempts:
         """Tell the account; then begin the next attempt if there is to be one, or end the run."""
         if run.ended:
             return True
+        from ..domain.failover import ENDS, Recourse, fault_of, retry_after_of  # noqa: PLC0415  most attempts succeed
+
         fault = fault_of(error)
-        self._placer.settle(run, _report(run, ENDS[fault], retry_after_s=retry_after_of(error)))
+        self._placer.settle(run, ENDS[fault], retry_after_s=retry_after_of(error))
         step = self._next_step(run, fault, retry_after_of(error))
         if step.recourse is Recourse.FAIL:
             self._fail(run, error)
@@ -180,7 +187,9 @@ class Attempts:
             await asyncio.shield(self._writer.append(start_events(self._writer, run)))
         return run.ended
 
-    def _next_step(self, run: LiveRun, fault: Fault, retry_after_s: float | None) -> NextStep:
+    def _next_step(self, run: LiveRun, fault: "Fault", retry_after_s: float | None) -> "NextStep":
+        from ..domain.failover import Failure, next_step  # noqa: PLC0415
+
         route, now_s = run.route, self._loop.time()
         route.failures_here += 1
         if route.first_failed_s is None:
@@ -196,8 +205,10 @@ class Attempts:
         )
         return next_step(failure, draw=random.random())  # noqa: S311  no secret
 
-    async def _queue_again(self, run: LiveRun, error: GreenroomError, step: NextStep) -> None:
+    async def _queue_again(self, run: LiveRun, error: GreenroomError, step: "NextStep") -> None:
         """Record what went wrong and that the run waits for its next attempt, which is another one from here on."""
+        from ..domain.failover import Recourse, retry_after_of  # noqa: PLC0415
+
         route, writer = run.route, self._writer
         failed = {"attempt": run.attempt, "provider": run.provider, "error_code": error.code}
         route.failed.append(failed)
@@ -331,7 +342,7 @@ class Attempts:
         run.cost_usd = outcome.cost_usd
         if run.cost_usd is None:
             run.cost_usd = self._providers.price_usd(run.provider, model, usage)
-        self._placer.settle(run, _report(run, AttemptEnd.SUCCEEDED))
+        self._placer.settle(run, SUCCEEDED)
         self._placer.served(run)
         if run.limits is not None and not run.ended:
             limit = tightest(binding(run.policies), Metric.TURNS)
@@ -372,17 +383,6 @@ class Attempts:
 
     def _stop_for_violation(self, run: LiveRun, violation: PolicyViolation) -> None:
         self._fail(run, violation, tool_outcome=ToolOutcome.DENIED)
-
-
-def _report(run: LiveRun, end: AttemptEnd, *, retry_after_s: float | None = None) -> AttemptReport:
-    """What the account is told; a failed attempt that said nothing of tokens has used none."""
-    usage = TokenUsage.from_dict(run.token_usage)
-    return AttemptReport(
-        end=end,
-        input_tokens=usage.input_tokens + usage.cache_write_tokens,
-        output_tokens=usage.output_tokens,
-        retry_after_s=retry_after_s,
-    )
 
 
 def _conversation_gone(exc: ProviderInvalidRequest) -> ProviderEvent:

@@ -7,7 +7,8 @@ from typing import Any
 import ray
 
 from ..adapters.logs import get_logger, log_to_stderr
-from ..domain.budget import Amount, BudgetAnswer, BudgetDecision, BudgetState
+from ..domain.amount import Amount
+from ..domain.budget import BudgetAnswer, BudgetDecision, BudgetState
 from ..domain.slots import Slot, SlotLimits, SlotTable
 from .holders import Holders
 from .spending import spending

@@ -4,8 +4,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..domain.amount import MICRO, Amount
 from ..domain.approval import Approval
-from ..domain.budget import MICRO, Amount
 from ..domain.errors import GreenroomError
 from ..domain.event import EventType, to_microseconds
 from ..domain.event_log import Committed

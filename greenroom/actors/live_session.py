@@ -9,13 +9,11 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..adapters.json_safety import require_json_safe
 from ..domain.approval import BY_CALLER, parse_decider, parse_decision
-from ..domain.budget import BudgetOptions
 from ..domain.budget_scopes import scopes_of
-from ..domain.capability_negotiation import NegotiationStatus
 from ..domain.errors import (
     GreenroomError,
     InvalidOperation,
@@ -31,28 +29,30 @@ from ..domain.identifiers import IdFactory
 from ..domain.policy import Policy, parse_policy, preflight
 from ..domain.recovery import Recovery
 from ..domain.run import RunResult
-from ..domain.run_gate import RunGate
 from ..domain.run_input import Message, parse_input
 from ..domain.run_options import Busy, RunOptions, given_options
 from ..domain.session import DRAINED, Session, SessionState, SessionStatus, next_session_status
 from ..domain.steering import SteerReceipt
 from ..domain.tool import Toolbox
 from ..domain.transcript import TranscriptLimits
-from .accounts import Accounts
 from .approvals import Approvals
 from .event_feed import PAGE_EVENTS, EventFeed
 from .live_run import LiveRun
 from .open_runs import OpenRuns
 from .past import SessionPast
-from .placement import Placer
+from .placement import Placer, no_accounts
 from .provider_set import ProviderSet
 from .run_outcomes import Outcome, RunOutcomes
 from .run_route import RunRoute
-from .session_budget import SessionBudget
 from .session_writer import SessionWriter
 from .steering_desk import SteeringDesk, not_under_way
 from .submissions import Submissions, new_among, run_ids_of
 from .subscriptions import Subscriptions
+
+if TYPE_CHECKING:
+    from ..domain.run_gate import RunGate
+    from .accounts import Accounts
+    from .session_budget import SessionBudget
 
 INTERRUPTED = "interrupted"
 WOUND_DOWN = "drained"
@@ -84,8 +84,8 @@ class LiveSession:
         now_us: Callable[[], int],
         on_lost: Callable[[], None],
         on_idle: Callable[[], None] = lambda: None,
-        gate: RunGate | None = None,
-        accounts: Accounts | None = None,
+        gate: "RunGate | None" = None,
+        accounts: "Callable[[], Accounts | None]" = no_accounts,
         scope_policies: Mapping[str, Mapping[str, Any]] | None = None,
         asks_before_start: bool = False,
         shared: bool = False,
@@ -284,7 +284,7 @@ class LiveSession:
         for run, key in zip(runs, keys, strict=True):
             metadata = {"call_id": call_id} if key is None else {"call_id": call_id, "idempotency_key": key}
             data: dict[str, Any] = {"options": options, "message_count": len(run.messages)}
-            if run.route.negotiation.status is NegotiationStatus.DEGRADED:
+            if run.route.negotiation is not None and run.route.is_degraded:
                 data["negotiation"] = run.route.negotiation.to_dict()
             events.append(event(EventType.RUN_QUEUED, run, data, metadata=metadata, at_us=run.queued_at_us))
             events += [
@@ -590,7 +590,10 @@ class LiveSession:
         await self.providers.aclose()
 
 
-def _budget(session: Session, log: EventLog) -> SessionBudget | None:
+def _budget(session: Session, log: EventLog) -> "SessionBudget | None":
     if session.budget is None:
         return None
+    from ..domain.budget import BudgetOptions  # noqa: PLC0415  most sessions have none
+    from .session_budget import SessionBudget  # noqa: PLC0415
+
     return SessionBudget(session.id, BudgetOptions.from_record(session.budget), log)

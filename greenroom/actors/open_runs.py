@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..adapters.providers.tool_calls import tool_call_abandoned
 from ..domain.errors import GreenroomError, SessionMoved
@@ -11,7 +11,6 @@ from ..domain.event import EventType, NewEvent
 from ..domain.event_log import Committed
 from ..domain.record_projection import CONVERSATION
 from ..domain.recovery import Recovery
-from ..domain.run_gate import RunGate
 from ..domain.run_queue import RunQueue
 from ..domain.session import Session
 from ..domain.tool import Toolbox, ToolOutcome
@@ -25,8 +24,11 @@ from .provider_attempt import storable_error
 from .provider_set import ProviderSet
 from .run_outcomes import Outcome, RunOutcomes
 from .run_starts import start_events
-from .session_budget import SessionBudget
 from .session_writer import SessionWriter
+
+if TYPE_CHECKING:
+    from ..domain.run_gate import RunGate
+    from .session_budget import SessionBudget
 
 
 class _Ending(NamedTuple):
@@ -59,8 +61,8 @@ class OpenRuns:
         tools: Toolbox,
         outcomes: RunOutcomes,
         placer: Placer,
-        gate: RunGate | None,
-        budget: SessionBudget | None,
+        gate: "RunGate | None",
+        budget: "SessionBudget | None",
         on_idle: Callable[[], None],
         home: str | None,
         past: SessionPast,

@@ -2,18 +2,19 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..adapters.providers.manifests import manifest
 from ..adapters.providers.registry import BUILT_IN_DECLARATIONS, ProviderClass, provider_class
-from ..domain.capability_negotiation import Manifest
 from ..domain.errors import CapabilityNotSupported, ValidationError
 from ..domain.permission_mode import PermissionMode
 from ..domain.provider import Provider, ProviderDeclaration
-from ..domain.routing import RouterOptions
 from ..domain.run_options import Continuation, RunOptions
 from ..domain.secret_names import secret_names_in
 from ..domain.token_usage import TokenUsage
+
+if TYPE_CHECKING:
+    from ..domain.capability_negotiation import Manifest
+    from ..domain.routing import RouterOptions
 
 MAX_MERGED = 256
 """Different options of runs that are kept merged with the declared ones."""
@@ -25,7 +26,7 @@ class ProviderSet:
     def __init__(
         self,
         declarations: Mapping[str, ProviderDeclaration],
-        routers: Mapping[str, RouterOptions] | None = None,
+        routers: "Mapping[str, RouterOptions] | None" = None,
     ) -> None:
         self._declarations = {**BUILT_IN_DECLARATIONS, **declarations}
         self._routers = dict(routers or {})
@@ -37,7 +38,7 @@ class ProviderSet:
         self._merged: dict[tuple[str, int], tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
 
     def declare(
-        self, declarations: Mapping[str, ProviderDeclaration], routers: Mapping[str, RouterOptions] | None = None
+        self, declarations: Mapping[str, ProviderDeclaration], routers: "Mapping[str, RouterOptions] | None" = None
     ) -> None:
         """Take over new declarations; they hold for the runs that start from now on.
 
@@ -54,14 +55,16 @@ class ProviderSet:
         self._routers = dict(routers or {})
         self._manifests.clear()
 
-    def router(self, name: str | None) -> RouterOptions | None:
+    def router(self, name: str | None) -> "RouterOptions | None":
         """The router of this name, if it is one."""
         return self._routers.get(name) if name is not None else None
 
-    def manifest(self, name: str, model: str | None) -> Manifest:
+    def manifest(self, name: str, model: str | None) -> "Manifest":
         """What the provider can do with the model."""
         found = self._manifests.get((name, model))
         if found is None:
+            from ..adapters.providers.manifests import manifest  # noqa: PLC0415  few runs ask
+
             found = manifest(self._declared(name), model)
             if len(self._manifests) < MAX_MERGED:
                 self._manifests[name, model] = found

@@ -7,13 +7,10 @@ from typing import Any
 from ..domain.approval import Decision
 from ..domain.errors import PolicyViolation
 from ..domain.event import EventType
-from ..domain.policy import Breach, Metric, OnViolation, breaches
+from ..domain.policy import POLICY_QUESTION, Breach, Metric, OnViolation, breaches
 from ..domain.provider import ProviderEvent
 from .approvals import Approvals
 from .live_run import LiveRun
-
-POLICY_QUESTION = "greenroom.policy"
-"""The name under which a person is asked if a run may go beyond a limit."""
 
 _KIND = "budget_exceeded"
 

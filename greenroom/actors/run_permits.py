@@ -7,7 +7,8 @@ from typing import Any
 import ray.exceptions
 
 from ..adapters.logs import get_logger
-from ..domain.budget import Amount, BudgetAnswer, BudgetDecision
+from ..domain.amount import Amount
+from ..domain.budget import BudgetAnswer, BudgetDecision
 from ..domain.slots import Slot
 
 _log = get_logger(__name__)

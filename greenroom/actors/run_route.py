@@ -1,12 +1,15 @@
 """What a run's way to its provider has been so far: where it may go, where it was, and what it holds there."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..domain.capability_negotiation import Negotiation, NegotiationStatus
 from ..domain.event import from_microseconds
-from ..domain.rate_budget import RateLevels
-from ..domain.routing import Requirement, RouterOptions, RoutingOverrides
+from ..domain.routing_overrides import RoutingOverrides
+
+if TYPE_CHECKING:
+    from ..domain.capability_negotiation import Negotiation
+    from ..domain.rate_budget import RateLevels
+    from ..domain.routing import Requirement, RouterOptions
 
 
 @dataclass(slots=True, kw_only=True)
@@ -14,14 +17,15 @@ class RunRoute:
     """State of one run; only the session's loop touches it."""
 
     router: str | None = None
-    options: RouterOptions | None = None
+    options: "RouterOptions | None" = None
     """Of the router, as the run wants it."""
     overrides: RoutingOverrides = field(default_factory=RoutingOverrides)
-    required: tuple[Requirement, ...] = ()
-    optional: tuple[Requirement, ...] = ()
+    required: "tuple[Requirement, ...]" = ()
+    optional: "tuple[Requirement, ...]" = ()
     able: tuple[str, ...] = ()
     """Those of the router's providers that can take the run as its options say."""
-    negotiation: Negotiation = field(default_factory=Negotiation)
+    negotiation: "Negotiation | None" = None
+    """What came of what it requires and wishes for; None: nothing of the kind."""
     given_up: list[str] = field(default_factory=list[str])
     """Providers that this run has failed at for good."""
     is_undecided: bool = False
@@ -41,10 +45,15 @@ class RunRoute:
     """How long it has waited for breakers that are open, over all its waits for this attempt."""
     permit_key: str | None = None
     """Of what it holds at its provider's account."""
-    levels: RateLevels | None = None
+    levels: "RateLevels | None" = None
     """What the provider has said of its limits in this attempt."""
     waits_for: dict[str, Any] | None = None
     """What status shows while it waits: provider, reason, since_us."""
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether something that it wishes for is not there."""
+        return self.negotiation is not None and bool(self.negotiation.warnings)
 
     def shown_wait(self) -> dict[str, Any] | None:
         """What it waits for, as status shows it."""
@@ -63,8 +72,7 @@ class RunRoute:
 
     def to_dict(self, provider: str, attempt: int) -> dict[str, Any] | None:
         """As the result of the run shows it; None where there was nothing to decide and nothing went wrong."""
-        is_degraded = self.negotiation.status is not NegotiationStatus.FULL
-        if self.router is None and not self.failed and not is_degraded:
+        if self.router is None and not self.failed and not self.is_degraded:
             return None
         return {
             "router": self.router,
@@ -72,5 +80,5 @@ class RunRoute:
             "attempt": attempt,
             "candidates": list(self.candidates),
             "failed": self.failed,
-            "negotiation": self.negotiation.to_dict(),
+            "negotiation": self.negotiation.to_dict() if self.negotiation else {"status": "full", "warnings": []},
         }

@@ -2,7 +2,9 @@
 
 import asyncio
 
-from ..domain.budget import Amount, BudgetAnswer, BudgetDecision, BudgetOptions, BudgetTree
+from ..domain.amount import Amount
+from ..domain.budget import BudgetAnswer, BudgetDecision, BudgetTree
+from ..domain.budget_options import BudgetOptions
 from ..domain.budget_scopes import SESSION
 from ..domain.event import RUN_ENDINGS
 from ..domain.event_log import EventLog, EventQuery

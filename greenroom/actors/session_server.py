@@ -30,7 +30,7 @@ from ..domain.run import RunResult
 from ..domain.session import SessionSpec, SessionStatus
 from ..domain.steering import SteerReceipt
 from ..domain.tool import NoTools, Toolbox
-from .accounts import Accounts, managed
+from .account_names import managed
 from .activation import activate
 from .live_session import LiveSession, NeedsOwnServer
 from .provider_set import ProviderSet
@@ -39,6 +39,7 @@ from .standing import HeldSession, IdleSession, Standing
 from .store_shards import StoreShards
 
 if TYPE_CHECKING:
+    from .accounts import Accounts
     from .run_permits import RunPermits
 
 _log = get_logger(__name__)
@@ -87,8 +88,8 @@ class SessionServer:
         self._left = 0
         limiter = settings["limiter"]
         self._permits = _permits(limiter, name) if limiter is not None else None
-        self._accounts = Accounts(name, settings["namespace"])
-        self._accounts.manage(managed(settings["providers"], settings["routers"]))
+        self._accounts: Accounts | None = None
+        self._manage_accounts()
         self._tasks: set[asyncio.Task[Any]] = set()
         restored = ray.get_runtime_context().was_current_actor_reconstructed
         self._own(self._look_around(at_once=restored))
@@ -166,10 +167,17 @@ class SessionServer:
     async def change_settings(self, settings: Mapping[str, Any]) -> None:
         """Hold from now on: declared providers for the runs that start, draining for those that are submitted."""
         self._settings.update(settings)
-        self._accounts.manage(managed(self._settings["providers"], self._settings["routers"]))
+        self._manage_accounts()
         for live in self._live.values():
             live.providers.declare(self._settings["providers"], self._settings["routers"])
             live.refuses_runs = self._settings["draining"]
+
+    def _manage_accounts(self) -> None:
+        names = managed(self._settings["providers"], self._settings["routers"])
+        if names and self._accounts is None:
+            self._accounts = _accounts(self._name, self._settings["namespace"])
+        if self._accounts is not None:
+            self._accounts.manage(names)
 
     async def stop(self) -> None:
         """Leave all sessions; their providers are gone when this returns."""
@@ -202,7 +210,7 @@ class SessionServer:
             on_lost=lambda: self._lost(session_id),
             on_idle=lambda: self._idle(session_id),
             gate=self._permits,
-            accounts=self._accounts,
+            accounts=lambda: self._accounts,
             scope_policies=self._settings["scope_policies"],
             asks_before_start=self._settings["asks_before_start"],
             shared=shared,
@@ -286,7 +294,8 @@ class SessionServer:
                 standing: str = await self._directory.renew.remote(self._name)
                 if self._permits is not None:
                     await self._permits.renew()
-                await self._accounts.renew()
+                if self._accounts is not None:
+                    await self._accounts.renew()
             except ray.exceptions.RayError:
                 standing = Standing.UNKNOWN
             if standing == Standing.LAPSED:  # somebody else has the sessions: what is here is of no use to anybody
@@ -505,6 +514,12 @@ def _permits(limiter: Any, name: str) -> "RunPermits":
     from .run_permits import RunPermits  # noqa: PLC0415
 
     return RunPermits(limiter, name)
+
+
+def _accounts(name: str, namespace: str) -> "Accounts":
+    from .accounts import Accounts  # noqa: PLC0415
+
+    return Accounts(name, namespace)
 
 
 def _end_orphans() -> None:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ..domain.budget import Amount
+from ..domain.amount import Amount
 from ..domain.budget_scopes import scopes_of
 
 if TYPE_CHECKING:

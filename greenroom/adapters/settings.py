@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError as PydanticError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from ..domain.budget import BudgetOptions
+from ..domain.budget_options import BudgetOptions
 from ..domain.budget_scopes import RUNTIME, project_scope, tenant_scope
 from ..domain.errors import ValidationError
 from ..domain.placement import SessionLimits

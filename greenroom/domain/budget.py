@@ -6,61 +6,14 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from .errors import ValidationError
+from .amount import MICRO, Amount
+from .budget_options import BudgetOptions
 from .policy import OnViolation
-
-MICRO = 1_000_000
-"""Money is counted in whole millionths of a dollar: twenty times 0.05 is exactly 1."""
 
 _REMEMBERED_RUNS = 10
 """The dearest of so many of the last runs of the same kind is what the next one is likely to need."""
-
-
-class Amount(NamedTuple):
-    """What a run needs or has used. None: not known."""
-
-    micro_usd: int | None = None
-    tokens: int | None = None
-
-    @classmethod
-    def of(cls, cost_usd: float | None, tokens: float | None) -> "Amount":
-        """From dollars and tokens."""
-        return cls(None if cost_usd is None else round(cost_usd * MICRO), None if tokens is None else int(tokens))
-
-
-NOTHING = Amount(0, 0)
-UNKNOWN = Amount()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BudgetOptions:
-    """What all runs of a scope may use together. None: any amount."""
-
-    max_cost_usd: float | None = None
-    max_total_tokens: int | None = None
-    on_violation: OnViolation = OnViolation.CANCEL
-    """What becomes of a run for which nothing is left."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_cost_usd", "max_total_tokens"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValidationError(f"budget.{name} must be more than 0.", details={"field": f"budget.{name}"})
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "BudgetOptions":
-        """The inverse of `dataclasses.asdict`."""
-        return cls(
-            max_cost_usd=record["max_cost_usd"],
-            max_total_tokens=record["max_total_tokens"],
-            on_violation=OnViolation(record["on_violation"]),
-        )
-
-    @property
-    def is_set(self) -> bool:
-        return self.max_cost_usd is not None or self.max_total_tokens is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

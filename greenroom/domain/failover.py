@@ -19,12 +19,6 @@ from .errors import (
 BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 30.0
 
-DEFAULT_RETRY_BUDGET_S = 60.0
-"""How long a run is tried again at a provider with an account (a breaker, a rate budget) where there is no other."""
-
-DEFAULT_FAILOVER_BUDGET_S = 2.0
-"""The same, where a router has another one."""
-
 
 class Fault(StrEnum):
     """Whose fault a failure is, and so what helps."""

@@ -62,6 +62,9 @@ class Verdict(NamedTuple):
     on_violation: OnViolation = OnViolation.CANCEL
 
 
+POLICY_QUESTION = "greenroom.policy"
+"""The name under which a person is asked if a run may go beyond a limit."""
+
 _KINDS = ("allow", "deny", "ask")
 _WILDCARDS = frozenset("*?[")
 _KEYS = frozenset({"name", "limits", "tool_rules", "on_violation"})

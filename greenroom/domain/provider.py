@@ -2,19 +2,21 @@
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .capability import Capability, CapabilityType, ModelAbilities
-from .circuit import BreakerOptions
 from .event import EventType
 from .permission_mode import PermissionMode
 from .policy import Policy
-from .rate_budget import RateLevels, RateOptions
 from .run_input import Message
 from .secret_names import masked
 from .token_usage import TokenUsage
 from .tool import Toolbox
 from .transcript import TranscriptMessage
+
+if TYPE_CHECKING:  # every session server has this module, and few need those
+    from .circuit import BreakerOptions
+    from .rate_budget import RateLevels, RateOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,7 @@ class ProviderConversation:
 class ProviderLevels:
     """What an answer of the provider says of the rate limits of the account."""
 
-    levels: RateLevels
+    levels: "RateLevels"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,14 +143,17 @@ class ProviderDeclaration:
     name: str
     kind: str
     options: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
-    breaker: BreakerOptions | None = None
-    rate: RateOptions | None = None
+    breaker: "BreakerOptions | None" = None
+    rate: "RateOptions | None" = None
     models: Mapping[str, ModelAbilities] = field(default_factory=dict[str, ModelAbilities])
     """By the name of a model, or a pattern of names: what it adds to the provider's capabilities, or takes away."""
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "ProviderDeclaration":
         """The inverse of `dataclasses.asdict`."""
+        from .circuit import BreakerOptions  # noqa: PLC0415
+        from .rate_budget import RateOptions  # noqa: PLC0415
+
         breaker, rate = record.get("breaker"), record.get("rate")
         models = {
             name: ModelAbilities(

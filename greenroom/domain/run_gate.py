@@ -2,7 +2,8 @@
 
 from typing import Protocol
 
-from .budget import Amount, BudgetDecision
+from .amount import Amount
+from .budget import BudgetDecision
 from .slots import Slot
 
 

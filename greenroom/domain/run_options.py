@@ -7,7 +7,7 @@ from typing import Any
 
 from .errors import ValidationError
 from .permission_mode import PermissionMode
-from .routing import RoutingOverrides
+from .routing_overrides import RoutingOverrides
 from .transcript import TranscriptLimits
 
 DEFAULT_DEADLINE_S = 600.0

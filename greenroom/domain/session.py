@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from .budget import BudgetOptions
+from .budget_options import BudgetOptions
 from .errors import InvalidTransition, ValidationError
 from .event import EventType
 

@@ -5,7 +5,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from .budget import UNKNOWN, Amount, BudgetAnswer, BudgetDecision, BudgetOptions, BudgetTree
+from .amount import UNKNOWN, Amount
+from .budget import BudgetAnswer, BudgetDecision, BudgetTree
+from .budget_options import BudgetOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

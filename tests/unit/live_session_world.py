@@ -171,7 +171,7 @@ class World:
             idempotency_key=key,
             log=self.log,
             providers=providers or (ProviderSet({declared.name: declared}) if declared else given),
-            accounts=accounts,
+            accounts=lambda: accounts,
             home=home,
             default_provider="scripted",
             max_input_bytes=MAX_INPUT_BYTES,

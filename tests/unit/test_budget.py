@@ -2,7 +2,9 @@
 
 from hypothesis import given, strategies as st
 
-from greenroom.domain.budget import Amount, BudgetAnswer, BudgetOptions, BudgetTree
+from greenroom.domain.amount import Amount
+from greenroom.domain.budget import BudgetAnswer, BudgetTree
+from greenroom.domain.budget_options import BudgetOptions
 
 NOTHING_KNOWN = Amount()
 

@@ -9,7 +9,8 @@ import pytest
 from greenroom.actors.live_session import LiveSession, NeedsOwnServer
 from greenroom.adapters.tool_definition import tool
 from greenroom.adapters.tools import CallableToolbox
-from greenroom.domain.budget import Amount, BudgetAnswer, BudgetDecision
+from greenroom.domain.amount import Amount
+from greenroom.domain.budget import BudgetAnswer, BudgetDecision
 from greenroom.domain.errors import (
     Cancelled,
     InvalidOperation,

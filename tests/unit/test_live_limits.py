@@ -9,7 +9,7 @@ import pytest
 
 from greenroom.adapters.tool_definition import tool
 from greenroom.adapters.tools import CallableToolbox
-from greenroom.domain.budget import BudgetOptions
+from greenroom.domain.budget_options import BudgetOptions
 from greenroom.domain.errors import BudgetExceeded, PolicyViolation, ValidationError
 from greenroom.domain.event import Event, EventType
 from greenroom.domain.policy import OnViolation

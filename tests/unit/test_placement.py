@@ -200,7 +200,7 @@ async def test_a_run_that_waited_too_long_for_broken_providers_fails_and_says_so
 
 
 async def test_a_run_in_line_looks_at_the_others_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("greenroom.actors.placement.LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr("greenroom.actors.place_finding.LOOK_AGAIN_S", 0.05)
     accounts = LocalAccounts(("a", "b"), a=RateOptions(requests_per_minute=1), b=RateOptions(max_concurrent=1))
     accounts.by_name["a"].ask(PermitAsk(key="used up", holder=""), accounts.now())
     accounts.by_name["a"].budget.pause(accounts.now() + 600)

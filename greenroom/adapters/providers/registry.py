@@ -5,11 +5,8 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
-from ...domain.capability import ModelAbilities
-from ...domain.circuit import BreakerOptions
 from ...domain.errors import ValidationError
 from ...domain.provider import Provider, ProviderDeclaration
-from ...domain.rate_budget import RateOptions
 
 KINDS = {
     "scripted": "greenroom.adapters.providers.scripted:ScriptedProvider",
@@ -82,7 +79,11 @@ def declaration(name: str, declared: Mapping[str, Any]) -> ProviderDeclaration:
 
 def _account(options: dict[str, Any], field: str) -> dict[str, Any]:
     """What a declaration says beside the options of its kind, taken out of them."""
-    from ..option_parsing import parse_options  # noqa: PLC0415  loads pydantic: session servers need not
+    # Session servers need none of these.
+    from ...domain.capability import ModelAbilities  # noqa: PLC0415
+    from ...domain.circuit import BreakerOptions  # noqa: PLC0415
+    from ...domain.rate_budget import RateOptions  # noqa: PLC0415
+    from ..option_parsing import parse_options  # noqa: PLC0415  loads pydantic
 
     account: dict[str, Any] = {}
     for key, kind in (("breaker", BreakerOptions), ("rate", RateOptions)):
