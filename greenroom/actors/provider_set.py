@@ -73,8 +73,8 @@ class ProviderSet:
     def price_usd(self, name: str, model: str | None, usage: TokenUsage) -> float | None:
         """What so many tokens of the model cost; None: nobody knows."""
         kind = provider_class(self._declared(name).kind)
-        model = model or self.manifest(name, None).model
-        if model is None or not (price_list := getattr(kind, "PRICE_LIST", None)):
+        price_list: str | None = getattr(kind, "PRICE_LIST", None)
+        if price_list is None or (model := model or self.manifest(name, None).model) is None:
             return None
         from ..adapters.prices import price_usd  # noqa: PLC0415  the price list takes 60 ms and 10 MB
 
