@@ -72,7 +72,12 @@ class ShellRig(Rig):
         return {"cwd": str(self.cwd), "max_output_bytes": 20_000_000}
 
     def text(self, content: str, **how: Any) -> tuple[str, dict[str, Any]]:
-        return f"printf %s '{content}'", {}
+        delay_s = how.get("chunk_delay_s", 0.0)
+        if not delay_s:
+            return f"printf %s '{content}'", {}
+        size = -(-len(content) // how.get("chunks", 1))
+        pieces = [content[start : start + size] for start in range(0, len(content), size)]
+        return "; ".join(f"sleep {delay_s}; printf %s '{piece}'" for piece in pieces), {}
 
     def freely(self) -> dict[str, Any]:
         return {}
