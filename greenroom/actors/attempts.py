@@ -136,6 +136,9 @@ class Attempts:
         try:
             while not await self._attempt(run):
                 pass
+        except Exception:  # noqa: BLE001  recorded: no run is left hanging between two attempts
+            _log.exception("attempt_raised", session_id=self._session.id, run_id=run.run_id)
+            self._fail(run, InternalError("The next attempt of the run could not be begun."))
         finally:
             self._placer.settle(run)
 
@@ -226,9 +229,7 @@ class Attempts:
             self._placer.give_up_here(run, error.code)
         else:
             route.stays = True
-        queued: dict[str, Any] = {"reason": f"{step.recourse.value} after {error.code}"}
-        if run.usage_before.total_tokens:
-            queued["spent"] = {"token_usage": run.usage_before.to_dict(), "cost_usd": run.cost_before_usd}
+        queued = {"reason": f"{step.recourse.value} after {error.code}"}
         events.append(writer.event(EventType.RUN_QUEUED, run, queued, at_us=run.queued_at_us))
         await asyncio.shield(writer.append(events))
         run.past_calls = past_calls_of(await run_history(self._writer.log, self._session.id, run.run_id, 0))

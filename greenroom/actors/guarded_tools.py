@@ -50,8 +50,10 @@ class GuardedTools:
         verdict = tool_verdict(self._run.policies, name, approval)
         if verdict.permission is Permission.DENY:
             return self._deny(verdict, name, call_id)
-        if self._run.limits is not None and (why := await self._run.limits.allows_call(call_id)) is not None:
-            return _denied(ToolPermissionDenied.code, why)
+        if self._run.limits is not None:
+            await self._run.limits.before_call(call_id)
+            if self._run.ended:
+                return _run_has_ended()
         past = self._past.take(name, arguments, side_effects=self._has_side_effects(name))
         if past is not None:
             return past
@@ -62,7 +64,7 @@ class GuardedTools:
                 return _denied(ApprovalDenied.code, f"{answer.by} did not allow this call of {name}{why}.")
             self._agreed.add(call_id)
         if self._run.ended:  # meanwhile: what an agent's own client asks is not cancelled with the run
-            return _denied(ToolPermissionDenied.code, "The run has ended.")
+            return _run_has_ended()
         return None
 
     async def invoke(self, name: str, arguments: dict[str, Any], call_id: str) -> ToolResult:
@@ -84,6 +86,10 @@ class GuardedTools:
             details = {"policy": verdict.policy, "rule": verdict.rule, "tool_name": name}
             self._stop(self._run, PolicyViolation(text, details=details))
         return _denied(ToolPermissionDenied.code, text)
+
+
+def _run_has_ended() -> ToolResult:
+    return _denied(ToolPermissionDenied.code, "The run has ended.")
 
 
 def _denied(code: str, text: str) -> ToolResult:

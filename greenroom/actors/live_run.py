@@ -10,7 +10,7 @@ from ..domain.errors import GreenroomError
 from ..domain.event import EventType, to_microseconds
 from ..domain.event_log import Committed
 from ..domain.past_calls import PastCalls
-from ..domain.policy import Policy
+from ..domain.policy import Policy, merged
 from ..domain.provider import ProviderEvent
 from ..domain.run import Run, RunResult, RunStatus
 from ..domain.run_input import Message, Role
@@ -149,6 +149,7 @@ class LiveRun:
         used = self.used()
         return {
             "policies": [policy.name for policy in self.policies],
+            "limits": {metric.value: limit for metric, limit in merged(self.policies).limits.items()},
             "violations": self.violations,
             "warnings": self.warnings,
             "advisory": self.is_advisory,

@@ -48,7 +48,8 @@ class ProviderRouter:
 
     async def reload(self) -> None:
         """Providers or routers have been declared anew."""
-        await self._load()
+        self._loaded = self._loop.create_task(self._load())
+        await asyncio.shield(self._loaded)
 
     async def decide(self, request: RoutingRequest, count: int = 1) -> list[tuple[str, ...]]:
         """Whom to try, first to last, so many times: a block of decisions for runs that need not ask one by one."""

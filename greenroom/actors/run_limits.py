@@ -84,14 +84,10 @@ class RunLimits:
         if turns_ran_out_at is not None:
             self._check(Metric.TURNS, turns_ran_out_at + 1)
 
-    async def allows_call(self, call_id: str) -> str | None:
-        """Before a tool runs: why it may not, or None. Waits while a person is asked."""
+    async def before_call(self, call_id: str) -> None:
+        """Count a call before it runs, and wait while a person is asked. Where it may not run, the run has ended."""
         self._count_call(call_id)
         await self.cleared()
-        for breach in breaches(self._run.policies, Metric.TOOL_CALLS, self._tool_calls):
-            if breach.on_violation is OnViolation.CANCEL:
-                return _text(breach)
-        return None
 
     async def cleared(self) -> None:
         """Wait until nobody has to be asked any more."""

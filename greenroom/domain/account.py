@@ -1,8 +1,8 @@
 """One provider account: who may begin an attempt at it, and who stands in line. Breaker, rate budget and fair shares
 in one place; no clock, no I/O."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -104,7 +104,6 @@ class AccountState:
     retry_in_s: float
     """0 where it may be tried."""
     wait_reason: WaitReason | None
-    options: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 class _Held(NamedTuple):

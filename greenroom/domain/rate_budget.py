@@ -22,10 +22,6 @@ class RateOptions:
             if value is not None and value < 1:
                 raise ValidationError(f"rate.{item.name} must be at least 1.", details={"field": f"rate.{item.name}"})
 
-    @property
-    def are_set(self) -> bool:
-        return any(getattr(self, item.name) is not None for item in fields(self))
-
 
 class Bucket:
     """Fills by so much a minute, and holds no more than one minute's worth. It may be overdrawn by what turns out to

@@ -332,3 +332,30 @@ async def test_a_cancelled_run_gives_back_what_it_set_aside(world: World) -> Non
 async def test_a_budget_of_nothing_is_refused(world: World) -> None:
     with pytest.raises(ValidationError):
         BudgetOptions(max_cost_usd=0)
+
+
+async def test_nobody_is_asked_about_a_call_that_has_ended_the_run(world: World) -> None:
+    """An agent's own client asks before it runs a tool, whether or not the call was told of."""
+    bell, refused = Bell(), list[bool]()
+
+    async def play(request: Request) -> Answers:
+        for number in range(3):
+            refused.append(await request.tools.permit("ring", {}, f"call_{number}") is not None)
+        yield outcome()
+
+    live = await world.open(PlayProvider(play), tools=bell.toolbox)
+    policies = [
+        {"name": "few", "limits": {"max_tool_calls": 2}},
+        {"tool_rules": [{"ask": ["ring"]}]},
+    ]
+    (run_id,) = await world.submit(live, "x", options={"policies": policies})
+    for _ in range(2):
+        approval = await pending(live)
+        await live.decide_approval(approval["id"], "approve", None, world.call())
+
+    assert isinstance(await error_of(live, run_id), PolicyViolation)
+    await settled()
+    assert [False, False, True] == refused
+    types = await world.types(run_id)
+    assert "run_failed" == types[-1], "nothing after its end"
+    assert 2 == types.count("tool_approval_requested")
