@@ -22,6 +22,7 @@ from ..domain.session import Session
 from ..domain.verification import Verification
 
 if TYPE_CHECKING:  # whoever starts this actor must not pay for DuckDB (23 MB, and its chatter at exit)
+    from ..adapters.duckdb.commit_feed import FeedPage
     from ..adapters.duckdb.event_store import DuckDBEventStore
 
 _log = get_logger(__name__)
@@ -109,6 +110,12 @@ class EventStore:
 
     async def end_of(self, session_id: str, run_id: str | None) -> tuple[int, int | None]:
         return await (await self._opened()).end_of(session_id, run_id)
+
+    async def newest_batch(self) -> int:
+        return (await self._opened()).newest_batch()
+
+    async def read_feed(self, after: int, tenant: str, types: int, wait_s: float) -> "FeedPage":
+        return await (await self._opened()).read_feed(after, tenant=tenant, types=types, wait_s=wait_s)
 
     async def load(self, session_id: str) -> SessionRecords:
         return await (await self._opened()).load(session_id)

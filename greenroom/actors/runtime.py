@@ -38,7 +38,7 @@ from ..domain.errors import (
     Timeout,
     ValidationError,
 )
-from ..domain.event_log import MAX_READ_LIMIT
+from ..domain.event_log import MAX_READ_LIMIT, parse_types
 from ..domain.provider import ProviderDeclaration
 from ..domain.routing import RouterOptions, RouterState
 from ..domain.run import Run, RunResult, RunStatus
@@ -54,6 +54,7 @@ from .runtime_file import RuntimeRecord, remove_record
 from .runtime_watch import RuntimeWatch
 from .session_handle import SessionHandle
 from .store_shards import StoreShards
+from .tenant_feed import TenantFeed
 
 ResultT = TypeVar("ResultT")
 
@@ -250,15 +251,18 @@ class Runtime:
         agent_id: str | None = None,
         tag: str | None = None,
         tenant: str | None = None,
+        newest_first: bool = False,
         after: str | None = None,
         limit: int = 100,
     ) -> list[Session]:
-        """Sessions in the order in which they were made; `after` is the id of the last one of the page before."""
+        """Sessions in the order in which they were made, or the newest first; `after` is the id of the last one of the
+        page before."""
         filters = {
             "status": SessionState(_checked(status, SessionState, "status")).value if status else None,
             "agent_id": agent_id,
             "tag": tag,
             "tenant": tenant,
+            "newest_first": newest_first,
             "after": after,
             "limit": _checked_limit(limit),
         }
@@ -524,6 +528,12 @@ class Runtime:
         self._wait(self.aresume())
 
     # The runtime itself
+
+    def feed(self, tenant: str, types: Sequence[str] | str | None = None) -> TenantFeed:
+        """All events of the tenant's sessions as one feed: of those whose metadata has it as `tenant`. `types` picks
+        some; ValidationError names one that is none.
+        """
+        return TenantFeed(self._stores, tenant, parse_types(types))
 
     async def aproviders(self) -> dict[str, ProviderDeclaration]:
         """The providers that there are, by name."""

@@ -36,6 +36,10 @@ class StoreShards:
         """The answers of all, in their order."""
         return await asyncio.gather(*(_answer(actor, method, *args) for actor in self.actors))
 
+    async def ask_shard(self, shard: int, method: str, *args: Any) -> Any:
+        """The answer of one of them."""
+        return await _answer(self.actors[shard], method, *args)
+
     async def ask_first(self, method: str, *args: Any) -> Any:
         """The answer of the first of them, which acts for all."""
         return await _answer(self.actors[0], method, *args)
@@ -51,7 +55,8 @@ class StoreShards:
     async def list_sessions(self, filters: dict[str, Any]) -> list[Session]:
         """A page over all shards, in the order of ids."""
         found: list[Session] = await self.joined("list_sessions", filters)
-        return sorted(found, key=lambda session: session.id)[: filters["limit"]]
+        found.sort(key=lambda session: session.id, reverse=filters["newest_first"])
+        return found[: filters["limit"]]
 
     async def list_runs(self, filters: dict[str, Any]) -> list[Run]:
         """A page over all shards, in the order of ids."""

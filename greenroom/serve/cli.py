@@ -19,6 +19,7 @@ from .cli_options import DataDir, Debug, Invocation
 from .cli_providers import providers
 from .cli_query import query
 from .cli_runs import cancel, interrupt, run
+from .cli_serve import serve
 from .cli_sessions import events, sessions, show
 from .demo import demo
 
@@ -32,7 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (up, down, demo, run, sessions, show, events, cancel, interrupt, providers, doctor):
+for command in (up, down, serve, demo, run, sessions, show, events, cancel, interrupt, providers, doctor):
     app.command()(command)
 app.add_typer(keys, name="keys")
 for command in (steer, pause, resume, approvals, approve, deny):

@@ -10,6 +10,7 @@ from .background_runtime import LOG_FILE, Holder, ReadyPipe, hold, start_holder
 from .cli_errors import OK, report
 from .cli_options import DataDir, Debug, invocation_of
 from .cli_runtime import data_dir_of, note, opened_runtime, runtime_lives, settings_of
+from .ingress import quick_ingress
 
 
 def up(context: typer.Context, data_dir: DataDir = None, debug: Debug = False) -> int:
@@ -61,7 +62,7 @@ def hold_runtime(
     invocation = invocation_of(context)
     ready = ReadyPipe(ready_fd)
     try:
-        with opened_runtime(invocation) as runtime:
+        with quick_ingress(), opened_runtime(invocation) as runtime:
             if runtime.owns_ray:
                 Holder.write_this_process(data_dir_of(settings_of(invocation)))
             ready.tell()

@@ -47,9 +47,10 @@ def created(tenant: str | None = None, **changes: Any) -> NewEvent:
         "max_queued_runs": 10,
         "run_defaults": {},
     }
+    data |= changes
     if tenant is not None:
-        data["tenant"] = tenant
-    return event(EventType.SESSION_CREATED, data | changes)
+        data["metadata"] = {**data["metadata"], "tenant": tenant}
+    return event(EventType.SESSION_CREATED, data)
 
 
 def whole_run(run_id: str, text: str = "Hi.") -> list[NewEvent]:

@@ -31,6 +31,7 @@ from ..logs import get_logger
 from ..recent_batches import RecentBatches
 from ..room_watch import Room
 from ..store_options import StoreOptions
+from .commit_feed import CommitFeed, FeedPage
 from .duckdb_files import storage_error
 from .group_commit import CommittedGroup, WriterCallbacks
 from .log_sources import LogSources
@@ -90,6 +91,7 @@ class DuckDBEventStore:
         self._pool = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="greenroom-reader")
         self._open: OpenStore | None = None
         self._desk: QueryDesk | None = None
+        self._feed: CommitFeed | None = None
         self._leaving: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -104,6 +106,7 @@ class DuckDBEventStore:
         )
         self._open = await asyncio.to_thread(open_store, self.path, self.options, callbacks)
         self._desk = QueryDesk(self._open, timeout_s=self.options.query_timeout_s)
+        self._feed = self._made_feed(self._open)
         try:
             await self._finish_deletions()
             await self._open.keeper.finish_taking_in()
@@ -111,6 +114,15 @@ class DuckDBEventStore:
             await self.close()
             raise
         self._open.keeper.tidy_soon()
+
+    def _made_feed(self, store: OpenStore) -> CommitFeed:
+        return CommitFeed(
+            store.writer.committed_batch,
+            sources=store.sources,
+            deleted=lambda: store.keeper.manifest.deleted,
+            find_sessions=self.find_sessions,
+            in_reader=self._in_reader,
+        )
 
     async def _finish_deletions(self) -> None:
         """Of sessions whose deletion a crash cut short after the point of no return."""
@@ -141,6 +153,12 @@ class DuckDBEventStore:
         if self._desk is None:
             raise StorageReadFailed("The event store is closed.")
         return self._desk
+
+    @property
+    def _commits(self) -> CommitFeed:
+        if self._feed is None:
+            raise StorageReadFailed("The event store is closed.")
+        return self._feed
 
     async def close(self) -> None:
         """Commit what has arrived and close the files; nothing can be called after."""
@@ -200,13 +218,17 @@ class DuckDBEventStore:
     def _committed(self, group: CommittedGroup) -> None:
         if self._open is not None:
             self._open.records.committed()
-        for session_id, session_key, batch in group.batches:
+        for batch_id, session_id, session_key, batch in group.batches:
             self._recent.add(session_id, batch)
             self._know(session_id, session_key, batch.last_seq)
+            if self._feed is not None:
+                self._feed.add(batch_id, session_id, batch)
         for answer, answers in group.answers:
             answer(answers)
-        for session_id, _, _ in group.batches:
+        for _, session_id, _, _ in group.batches:
             self._wake(session_id)
+        if self._feed is not None:
+            self._feed.ring()
 
     def _wake(self, session_id: str) -> None:
         for waiter in self._waiters.pop(session_id, ()):
@@ -250,6 +272,14 @@ class DuckDBEventStore:
             return last_seq, run.last_seq if run.status.is_terminal else None
         session = await self.find_session(session_id)
         return last_seq, last_seq if session is not None and session.status.is_terminal else None
+
+    def newest_batch(self) -> int:
+        """Where the feed of what is committed ends now."""
+        return self._commits.told
+
+    async def read_feed(self, after: int, *, tenant: str, types: int, wait_s: float) -> FeedPage:
+        """See CommitFeed.read."""
+        return await self._commits.read(after, tenant=tenant, types=types, wait_s=wait_s)
 
     async def _end(self, session_id: str) -> tuple[int, int]:
         known = self._ends.get(session_id)
@@ -338,6 +368,12 @@ class DuckDBEventStore:
 
     async def find_session(self, session_id: str) -> Session | None:
         return await self._records(lambda tables: tables.session(session_id))
+
+    async def find_sessions(self, session_ids: list[str]) -> list[Session]:
+        """The records of those that there are."""
+        return await self._records(
+            lambda tables: [found for found in map(tables.session, session_ids) if found is not None]
+        )
 
     async def find_session_by_key(self, idempotency_key: str) -> str | None:
         return await self._records(
@@ -458,6 +494,7 @@ class DuckDBEventStore:
         await asyncio.wrap_future(store.writer.forget(session_key))
         self._ends.pop(session_id, None)
         self._recent.forget(session_id)
+        self._commits.forget(session_id)
         await self._forget_traces(session_id)
         self._query.forget(session_id)
         self._leaving.discard(session_id)

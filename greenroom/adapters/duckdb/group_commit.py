@@ -52,6 +52,7 @@ AnswerFrame = Callable[[list[AppendAnswer]], None]
 class CommittedBatch(NamedTuple):
     """A batch that is durable now."""
 
+    batch_id: int
     session_id: str
     session_key: int
     batch: StoredBatch
@@ -369,7 +370,8 @@ class GroupCommit:
                     records.append(self._log.append_grant(session.grant))
                     records.append(grant_head(head.session_key, head.epoch, head.last_seq))
                 header = header_of(head.epoch, entry.batch_number, first_seq, recorded_at_us, batch)
-                row = stamped_row(self._next_batch, header, batch.payload)
+                batch_id = self._next_batch
+                row = stamped_row(batch_id, header, batch.payload)
                 self._next_batch += 1
                 digest = chain_next(head.digest, row_of(row))
                 records.append(self._log.append_batch(head.session_key, header, row, head.digest, digest))
@@ -380,7 +382,7 @@ class GroupCommit:
                     digest=digest,
                 )
                 kept = StoredBatch(first_seq, head.last_seq, recorded_at_us, batch.types, batch.payload)
-                stored.append(CommittedBatch(entry.session_id, head.session_key, kept))
+                stored.append(CommittedBatch(batch_id, entry.session_id, head.session_key, kept))
                 return AppendAnswer(AppendStatus.STORED, first_seq, recorded_at_us)
             case Repeated(first_seq, at_us):
                 return AppendAnswer(AppendStatus.STORED, first_seq, at_us)

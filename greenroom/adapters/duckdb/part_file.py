@@ -21,6 +21,7 @@ MEMORY_LIMIT = "64MB"
 
 _FIRST_SPAN = 128
 _MAX_SPAN = 4096
+_PAGE_CHUNKS = 64
 """Seqs that are asked for at once: few for a page, more for whoever reads on."""
 
 _SPANS = "SELECT session_key, first_seq, last_seq FROM spans ORDER BY session_key"
@@ -115,6 +116,15 @@ class PartFile:
         """All batches of the session as they are sealed, in order."""
         return self._walk(session_key, 0, EVERY_TYPE, _MAX_SPAN)
 
+    def all_batches(self) -> Iterator[tuple[int, SealedBatch]]:
+        """Key and batch of everything here, by session, fetched while it is consumed."""
+        with self._cursor() as cursor:
+            result = cursor.execute(_ALL)
+            while rows := result.fetchmany(_PAGE_CHUNKS):
+                for session_key, chunk in rows:
+                    for batch in self._unpack(session_key, chunk):
+                        yield session_key, batch
+
     def _walk(self, session_key: int, after: int, types: int, span: int) -> Iterator[SealedBatch]:
         bounds = self.bounds(session_key)
         if bounds is None:
@@ -164,7 +174,7 @@ class PartFile:
 def scan_part(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[int, SealedBatch]]:
     """Key and batch of everything in a part, in its order, streamed."""
     result = connection.execute(_ALL)
-    while rows := result.fetchmany(64):
+    while rows := result.fetchmany(_PAGE_CHUNKS):
         for session_key, chunk in rows:
             for batch in unpack_chunk(chunk)[1]:
                 yield session_key, batch

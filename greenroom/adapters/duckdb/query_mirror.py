@@ -19,7 +19,7 @@ from ...domain.errors import InvalidFormat, InvalidTransition, StorageConnection
 from ...domain.event import RECORD_TYPES, SCHEMA_VERSION, Event, EventType
 from ...domain.record_projection import changes_session, fold_run, fold_session
 from ...domain.run import Run
-from ...domain.session import Session
+from ...domain.session import TENANT, Session
 from ...domain.token_usage import TokenUsage
 from ..event_codec import Slab, decode_slab, split_events
 from ..logs import get_logger
@@ -372,7 +372,7 @@ def _decode(step: _Step, batch: MirroredBatch) -> None:
         if type_ in RECORD_TYPES:
             step.records += ((event, batch.epoch) for event in _record_event(batch, seq, slab.payload[start:end]))
             if type_ == EventType.SESSION_CREATED:
-                tenant = str(data.get("tenant") or "")
+                tenant = str(data["metadata"].get(TENANT) or "")
         call_id = _text(data.get("tool_call_id")) if type_ in _TOOL_TYPES else None
         step.rows.append(
             (

@@ -7,6 +7,7 @@ CREATE TABLE IF NOT EXISTS sessions (
     status VARCHAR NOT NULL,
     agent_id VARCHAR NOT NULL,
     tags VARCHAR[] NOT NULL,
+    tenant VARCHAR,
     created_at_us BIGINT NOT NULL,
     updated_at_us BIGINT NOT NULL,
     idempotency_key VARCHAR,

@@ -343,18 +343,21 @@ class RecordTables:
         after: str | None,
         limit: int,
         tenant: str | None = None,
+        newest_first: bool = False,
     ) -> list[Session]:
-        """Sessions in the order of their ids (the order in which they were made), those after the id `after`."""
+        """Sessions in the order of their ids (the order in which they were made), or the other way round; those that
+        come after the id `after` in that order."""
+        past, order = ("<", "DESC") if newest_first else (">", "ASC")
         rows = self._connection.execute(
-            """
+            f"""
             SELECT record FROM sessions
-            WHERE session_id > $after AND ($status IS NULL OR status = $status)
+            WHERE ($after IS NULL OR session_id {past} $after) AND ($status IS NULL OR status = $status)
               AND ($agent_id IS NULL OR agent_id = $agent_id) AND ($tag IS NULL OR list_contains(tags, $tag))
-              AND ($tenant IS NULL OR record->>'$.metadata.tenant' = $tenant)
-            ORDER BY session_id LIMIT $limit
-            """,
+              AND ($tenant IS NULL OR tenant = $tenant)
+            ORDER BY session_id {order} LIMIT $limit
+            """,  # noqa: S608  one of the two above
             {
-                "after": after or "",
+                "after": after,
                 "status": status,
                 "agent_id": agent_id,
                 "tag": tag,
@@ -384,6 +387,7 @@ def _session_row(session: Session) -> tuple[Any, ...]:
         session.status.value,
         session.agent_id,
         session.tags,
+        session.tenant,
         to_microseconds(session.created_at),
         to_microseconds(session.updated_at),
         session.idempotency_key,
