@@ -111,6 +111,9 @@ class EventStore:
     async def end_of(self, session_id: str, run_id: str | None) -> tuple[int, int | None]:
         return await (await self._opened()).end_of(session_id, run_id)
 
+    async def status_counts(self) -> dict[str, dict[str, int]]:
+        return await (await self._opened()).status_counts()
+
     async def newest_batch(self) -> int:
         return (await self._opened()).newest_batch()
 

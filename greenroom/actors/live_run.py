@@ -187,6 +187,10 @@ class LiveRun:
         told = {"routing": self.route.to_dict(self.provider, self.attempt), "policy": self.policy_result()}
         return {name: value for name, value in told.items() if value is not None}
 
+    def under_way_s(self, now_us: int) -> float:
+        """Seconds since its newest attempt started."""
+        return (now_us - self.started_at_us) / _MICROSECONDS
+
     def remaining_s(self, now_us: int) -> float:
         """Seconds to the deadline, which is measured from the start of the first attempt."""
         elapsed_s = (now_us - (self.first_started_at_us or now_us)) / _MICROSECONDS

@@ -208,12 +208,21 @@ class LiveSession:
                 "No slot is free and busy='reject' was asked for; nothing was kept.",
                 details={"in_flight": len(self.queue.running)},
             )
-        self.queue.admit(len(messages) - self._interruptible(options, len(messages)))
+        self._refuse_if_full(len(messages) - self._interruptible(options, len(messages)))
         plans = [plan, *(self.plan(options) for _ in messages[1:])]  # each run has a way of its own
         return [
             self._new_run(message, options, one, index)
             for index, (message, one) in enumerate(zip(messages, plans, strict=True), start=1)
         ]
+
+    def _refuse_if_full(self, count: int) -> None:
+        try:
+            self.queue.admit(count)
+        except QueueFull as exc:
+            next_end_s = self._runs.next_end_s()
+            if next_end_s is not None:
+                exc.details["retry_after_s"] = next_end_s
+            raise
 
     def plan(self, options: RunOptions) -> Plan:
         """The provider of a run with these options, its way there, and its policies. Everything that can be known to go

@@ -11,6 +11,7 @@ from ..domain.event import EventType, NewEvent
 from ..domain.event_log import Committed
 from ..domain.record_projection import CONVERSATION
 from ..domain.recovery import Recovery
+from ..domain.run_pace import RunPace
 from ..domain.run_queue import RunQueue
 from ..domain.session import Session
 from ..domain.tool import Toolbox, ToolOutcome
@@ -70,6 +71,7 @@ class OpenRuns:
         """`on_idle` is called when the last run has ended."""
         self.queue = RunQueue(slots=session.max_concurrent_runs, capacity=session.max_queued_runs)
         self.queue.is_paused = session.is_paused
+        self._pace = RunPace()
         self._session = session
         self._writer = writer
         self._approvals = approvals
@@ -125,6 +127,11 @@ class OpenRuns:
     def running(self) -> list[LiveRun]:
         """Those that have a slot, the longest under way first."""
         return [self._runs[run_id] for run_id in self.queue.running]
+
+    def next_end_s(self) -> float | None:
+        """When the next of those under way is likely to end; None if nobody knows."""
+        now_us = self._writer.now_us()
+        return self._pace.next_end_s(run.under_way_s(now_us) for run in self.running)
 
     async def none_left(self) -> None:
         """Wait until all have ended, or the session is served elsewhere."""
@@ -266,6 +273,8 @@ class OpenRuns:
         """Take the run off queue, clock and provider, and add the events that close it, the terminal one last."""
         run.ended = True
         self.queue.leave(run.run_id)
+        if run.started_at_us:
+            self._pace.ended(run.under_way_s(self._writer.now_us()))
         self._admissions.release(run)
         if run.limits is not None:
             run.limits.close()

@@ -467,17 +467,17 @@ class Runtime:
         """See acancel_all."""
         return self._wait(self.acancel_all(reason))
 
-    async def apending_approvals(self) -> list[dict[str, Any]]:
-        """The tool calls that wait for a person, in all sessions, the oldest first: id, session_id, run_id, tool_name,
-        input, expires_at."""
+    async def apending_approvals(self, *, tenant: str | None = None) -> list[dict[str, Any]]:
+        """The tool calls that wait for a person, in all sessions (or those of a tenant), the oldest first: id,
+        session_id, run_id, tool_name, input, expires_at."""
         return [
             {**row["request"], "session_id": row["session_id"], "run_id": row["run_id"]}
-            for row in await self.aquery(_PENDING_APPROVALS)
+            for row in await self.aquery(_PENDING_APPROVALS, tenant=tenant)
         ]
 
-    def pending_approvals(self) -> list[dict[str, Any]]:
+    def pending_approvals(self, *, tenant: str | None = None) -> list[dict[str, Any]]:
         """See apending_approvals."""
-        return self._wait(self.apending_approvals())
+        return self._wait(self.apending_approvals(tenant=tenant))
 
     async def adecide_approval(
         self, approval_id: str, decision: str, reason: str | None = None, *, by: str = BY_CALLER
@@ -618,6 +618,25 @@ class Runtime:
     def stats(self) -> RuntimeStats:
         """See astats."""
         return self._wait(self.astats())
+
+    async def astatus_counts(self) -> dict[str, dict[str, int]]:
+        """How many `sessions` and `runs` there are in each status."""
+        return await self._ask(self._stores.status_counts())
+
+    def status_counts(self) -> dict[str, dict[str, int]]:
+        """See astatus_counts."""
+        return self._wait(self.astatus_counts())
+
+    async def aping(self) -> None:
+        """Return when the event store, the directory and all routers have answered. Raises what they raise."""
+        settings, _ = await asyncio.gather(
+            self._ask(self._directory.settings.remote()), self._ask(self._stores.ask_all("newest_batch"))
+        )
+        await asyncio.gather(*(self._ask_named(ROUTER_PREFIX + name, "state") for name in settings["routers"]))
+
+    def ping(self) -> None:
+        """See aping."""
+        self._wait(self.aping())
 
     async def ashutdown(self) -> None:
         """Stop the runtime's actors, for everybody who joined it; ends Ray if this process started it.

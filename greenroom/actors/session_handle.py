@@ -19,18 +19,26 @@ _CALL_ID_BYTES = 12
 class RemoteMethod:
     """One method of a session; `.remote(...)` sends the call and returns at once."""
 
-    __slots__ = ("_name", "_send")
+    __slots__ = ("_call_id", "_name", "_send")
 
-    def __init__(self, send: Callable[[str, tuple[Any, ...], dict[str, Any]], Any], name: str) -> None:
+    def __init__(
+        self, send: Callable[[str, str, tuple[Any, ...], dict[str, Any]], Any], name: str, call_id: str | None = None
+    ) -> None:
         self._send = send
         self._name = name
+        self._call_id = call_id
+
+    def options(self, *, call_id: str | None) -> "RemoteMethod":
+        """The method with a call id of the caller's choice: what is sent again with the same one has its effect once,
+        and gets the first answer. None: each call is one of its own."""
+        return RemoteMethod(self._send, self._name, call_id)
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """A Ray ObjectRef of the result, for `ray.get` or to be awaited; for `subscribe` an ObjectRefGenerator.
 
         Give a generator up with `ray.cancel`: dropping it does not stop its sender.
         """
-        return self._send(self._name, args, kwargs)
+        return self._send(self._name, self._call_id or secrets.token_hex(_CALL_ID_BYTES), args, kwargs)
 
 
 class SessionHandle:
@@ -96,20 +104,19 @@ class SessionHandle:
     def __hash__(self) -> int:
         return hash((self.session_id, self._address))
 
-    def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call(self, method: str, call_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not ray.is_initialized():
             raise RuntimeGone
-        call_id = secrets.token_hex(_CALL_ID_BYTES)
         actor = self._whereabouts.known()
         if actor is not None:
             return getattr(actor, method).remote(self.session_id, call_id, *args, **kwargs)
         return self.directory().forward.remote(self.session_id, method, (call_id, *args), kwargs)
 
-    def _stream(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _stream(self, method: str, call_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not ray.is_initialized():
             raise RuntimeGone
         actor = self._whereabouts.found()
-        return getattr(actor, method).remote(self.session_id, secrets.token_hex(_CALL_ID_BYTES), *args, **kwargs)
+        return getattr(actor, method).remote(self.session_id, call_id, *args, **kwargs)
 
     def directory(self) -> Any:
         """The runtime's Directory. RuntimeGone."""

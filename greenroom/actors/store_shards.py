@@ -1,6 +1,7 @@
 """The event store's actors as one: the session's id says which of them has it."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,6 +63,15 @@ class StoreShards:
         """A page over all shards, in the order of ids."""
         found: list[Run] = await self.joined("list_runs", filters)
         return sorted(found, key=lambda run: run.id)[: filters["limit"]]
+
+    async def status_counts(self) -> dict[str, dict[str, int]]:
+        """How many sessions and runs there are in each status, in all of them."""
+        answers: list[dict[str, dict[str, int]]] = await self.ask_all("status_counts")
+        found: dict[str, Counter[str]] = {}
+        for answer in answers:
+            for noun, by_status in answer.items():
+                found.setdefault(noun, Counter()).update(by_status)
+        return {noun: dict(by_status) for noun, by_status in found.items()}
 
     async def counts(self) -> dict[str, int]:
         """How much there is in all of them."""

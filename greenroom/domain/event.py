@@ -1,5 +1,6 @@
 """Events: what happened in a session, in one sequence without gap. Everything else is derived from them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -144,6 +145,17 @@ class Event:
             "metadata": self.metadata,
             "schema_version": self.schema_version,
         }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Event":
+        """The inverse of `to_dict`."""
+        values: dict[str, Any] = {
+            **record,
+            "type": EventType(record["type"]),
+            "timestamp": datetime.fromisoformat(record["timestamp"]),
+            "recorded_at": datetime.fromisoformat(record["recorded_at"]),
+        }
+        return cls(**values)
 
 
 def _restore(

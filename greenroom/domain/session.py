@@ -220,3 +220,9 @@ class SessionStatus:
     def to_dict(self) -> dict[str, Any]:
         """As JSON-safe values."""
         return {**asdict(self), "state": self.state.value}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "SessionStatus":
+        """The inverse of `to_dict`."""
+        values: dict[str, Any] = {**record, "state": SessionState(record["state"])}
+        return cls(**values)

@@ -66,6 +66,7 @@ class Replica:
     def __serve_build_asgi_app__(self) -> "FastAPI":
         """What Ray Serve calls once the replica is there."""
         from ..actors.starting import start  # noqa: PLC0415  this process pays for it, not who deploys
+        from ..adapters.audit_log import AuditLog  # noqa: PLC0415
         from ..adapters.key_file import KeyFile  # noqa: PLC0415
         from ..adapters.logs import log_to_stderr  # noqa: PLC0415
         from ..adapters.settings import load_settings  # noqa: PLC0415
@@ -76,7 +77,8 @@ class Replica:
         if self._local:
             keep_replica_on_loopback()
         self._runtime = start(settings)
-        return create_app(self._runtime, KeyFile(Path(self._runtime.data_dir)), settings.http)
+        data_dir = Path(self._runtime.data_dir)
+        return create_app(self._runtime, KeyFile(data_dir), AuditLog(data_dir), settings.http)
 
     async def check_health(self) -> None:
         """Ray Serve replaces a replica whose runtime has ended."""

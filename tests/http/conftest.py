@@ -10,6 +10,7 @@ import pytest
 import uvicorn
 
 import greenroom
+from greenroom.adapters.audit_log import AuditLog
 from greenroom.adapters.http_settings import HttpGrant, HttpSettings
 from greenroom.adapters.key_file import KeyFile
 from greenroom.domain.api_key import Scope
@@ -36,7 +37,8 @@ def runtime(cluster: str, data_dir: Path) -> Iterator[greenroom.Runtime]:
 @pytest.fixture(scope="module")
 def address(runtime: greenroom.Runtime) -> Iterator[str]:
     """Where the service listens."""
-    app = create_app(runtime, KeyFile(Path(runtime.data_dir)), SETTINGS)
+    data_dir = Path(runtime.data_dir)
+    app = create_app(runtime, KeyFile(data_dir), AuditLog(data_dir), SETTINGS)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

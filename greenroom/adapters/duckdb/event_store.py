@@ -422,6 +422,10 @@ class DuckDBEventStore:
         events = self._store.event_count()
         return {"sessions": sessions, "runs": runs, "events": events, "bytes": await asyncio.to_thread(self._bytes)}
 
+    async def status_counts(self) -> dict[str, dict[str, int]]:
+        """How many sessions and runs there are in each status."""
+        return await self._records(lambda tables: tables.status_counts())
+
     async def _records(self, read: Callable[[RecordTables], ResultT]) -> ResultT:
         return await asyncio.wrap_future(self._store.records.run(read))
 

@@ -55,6 +55,10 @@ _FORGET_RECORDS = (
     "DELETE FROM owners WHERE session_id = ?",
 )
 _FORGET = (*_FORGET_RECORDS, "DELETE FROM session_tools WHERE session_id = ?")
+_STATUS_COUNTS = {
+    "sessions": "SELECT status, count(*) FROM sessions GROUP BY ALL",
+    "runs": "SELECT status, count(*) FROM runs GROUP BY ALL",
+}
 _COUNTS = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM runs)"
 
 
@@ -333,6 +337,10 @@ class RecordTables:
         """How many sessions and runs there are."""
         row = first_row(self._connection, _COUNTS, [])
         return (row[0], row[1]) if row else (0, 0)
+
+    def status_counts(self) -> dict[str, dict[str, int]]:
+        """How many sessions and runs there are in each status."""
+        return {noun: dict(self._connection.execute(sql).fetchall()) for noun, sql in _STATUS_COUNTS.items()}
 
     def list_sessions(
         self,

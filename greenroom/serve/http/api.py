@@ -1,46 +1,41 @@
 """The ASGI app: routes over one runtime. Holds ids, never handles: what serves a session may move at any time."""
 
-from collections.abc import Awaitable, Callable
 from importlib.metadata import version
-from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
-from starlette.responses import Response
+from starlette.middleware.cors import CORSMiddleware
 
 from ...actors.runtime import Runtime
+from ...adapters.audit_log import AuditLog
 from ...adapters.http_settings import HttpSettings
 from ...adapters.key_file import KeyFile
 from ...domain.errors import GreenroomError
-from . import events, problems, runs, sessions
-from .caller import Admin, Reader, Refused, answer_refused
+from . import ag_ui, approvals, events, health, problems, providers, runs, sessions, sockets
+from .caller import Callers, Refused, answer_refused
+from .edge import Edge
+from .openapi import describe
+from .page import add_page
 from .service import Service
+from .slow_body import SlowBody
 from .too_large import TooLarge
 
-_SECURITY_HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+_TITLE = "Greenroom"
+_DESCRIPTION = "AI-agent sessions: runs that are queued, and one durable, sequenced stream of everything that happens."
 
 
-def create_app(runtime: Runtime, keys: KeyFile, settings: HttpSettings) -> FastAPI:
+def create_app(runtime: Runtime, keys: KeyFile, audit: AuditLog, settings: HttpSettings) -> FastAPI:
     """The app over a runtime that lives."""
-    app = FastAPI(
-        title="Greenroom",
-        version=version("greenroom"),
-        description="AI-agent sessions: runs that are queued, and one durable, sequenced stream of what happens.",
-        docs_url=None,
-        redoc_url=None,
-    )
+    app = FastAPI(title=_TITLE, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = Service(runtime, settings)
-    app.state.keys = keys
-    for router in (sessions.router, runs.router, events.router):
-        app.include_router(router)
-    _add_whole_runtime(app, runtime)
+    app.state.callers = Callers(keys, requests_per_minute=settings.requests_per_minute)
+    app.state.settings = settings
+    for module in (sessions, runs, events, approvals, providers, ag_ui, health, sockets):
+        app.include_router(module.router)
+    add_page(app)
+    describe(app, title=_TITLE, version=version("greenroom"), description=_DESCRIPTION)
     for kind, answer in (
         (GreenroomError, problems.answer_greenroom_error),
         (RequestValidationError, problems.answer_invalid_request),
@@ -49,42 +44,16 @@ def create_app(runtime: Runtime, keys: KeyFile, settings: HttpSettings) -> FastA
         (Exception, problems.answer_fault),
     ):
         app.add_exception_handler(kind, answer)
-    app.middleware("http")(_secured)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(TooLarge)
+    app.add_middleware(SlowBody, timeout_s=settings.body_timeout_s)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
+            expose_headers=["Location", "Retry-After", "Trace-Id"],
+        )
+    app.add_middleware(Edge, audit=audit)
     return app
-
-
-async def _secured(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-    response = await answer(request)
-    for name, value in _SECURITY_HEADERS.items():
-        response.headers.setdefault(name, value)
-    return response
-
-
-def _add_whole_runtime(app: FastAPI, runtime: Runtime) -> None:
-    """Routes that belong to no session."""
-
-    @app.get("/v1/providers", tags=["runtime"])
-    async def list_providers(key: Reader) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]  FastAPI calls it
-        """The providers that runs may name, without their options."""
-        found = await runtime.aproviders()
-        return {"items": [{"name": name, "kind": one.kind} for name, one in sorted(found.items())]}
-
-    @app.get("/v1/stats", tags=["runtime"])
-    async def show_stats(key: Admin) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
-        """How much there is, over all tenants."""
-        stats = await runtime.astats()
-        counts = ("sessions", "runs", "events", "bytes", "processes")
-        return {name: getattr(stats, name) for name in counts}
-
-    @app.get("/healthz", tags=["health"])
-    async def is_alive() -> dict[str, str]:  # pyright: ignore[reportUnusedFunction]
-        """Whether this process answers."""
-        return {"status": "ok"}
-
-    @app.get("/readyz", tags=["health"])
-    async def is_ready() -> dict[str, str]:  # pyright: ignore[reportUnusedFunction]
-        """Whether the store and the directory answer."""
-        await runtime.astats()
-        return {"status": "ok"}

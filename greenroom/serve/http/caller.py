@@ -1,48 +1,99 @@
-"""Who calls: the key of a request, and what it is good for."""
+"""Who calls: the key of a request, what it is good for, and how often it may ask."""
 
+import math
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security.utils import get_authorization_scheme_param
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 
+from ...adapters.key_file import KeyFile
 from ...domain.api_key import ApiKey, Scope
+from ...domain.rate_budget import Bucket
 from .problems import problem
 
 _BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="A key, as `greenroom keys create` prints it.")
+_MAX_BUCKETS = 100_000
 
 
 class Refused(Exception):
     """The request is not allowed; the answer to it."""
 
-    def __init__(self, response: JSONResponse) -> None:
+    def __init__(self, status: HTTPStatus, code: str, detail: str, headers: dict[str, str] | None = None) -> None:
         super().__init__()
-        self.response = response
+        self.status = status
+        self.response = problem(status, code, detail, headers=headers)
 
 
-async def answer_refused(_: Request, exc: Exception) -> JSONResponse:
+async def answer_refused(_: Any, exc: Exception) -> JSONResponse:
     """The answer that it holds."""
     assert isinstance(exc, Refused), "it is registered for no other"
     return exc.response
 
 
-def _needs(scope: Scope) -> Callable[..., Coroutine[Any, Any, ApiKey]]:
-    async def caller(
-        request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
-    ) -> ApiKey:
-        key = request.app.state.keys.keyring().find(credentials.credentials) if credentials else None
+class Callers:
+    """The keys, and how often each has asked this replica."""
+
+    def __init__(self, keys: KeyFile, *, requests_per_minute: int | None) -> None:
+        self._keys = keys
+        self._requests_per_minute = requests_per_minute
+        self._buckets: OrderedDict[str, Bucket] = OrderedDict()
+
+    def admit(self, connection: HTTPConnection, token: str | None, scope: Scope) -> ApiKey:
+        """The key of a request that may be answered. Refused."""
+        key = self._keys.keyring().find(token) if token else None
         if key is None:
-            text = "Give a valid key: Authorization: Bearer <key>. `greenroom keys create --tenant T` makes one."
-            challenge = {"WWW-Authenticate": "Bearer"}
-            raise Refused(problem(HTTPStatus.UNAUTHORIZED, "unauthorized", text, headers=challenge))
+            raise Refused(
+                HTTPStatus.UNAUTHORIZED,
+                "unauthorized",
+                "Give a valid key: Authorization: Bearer <key>. `greenroom keys create --tenant T` makes one.",
+                {"WWW-Authenticate": "Bearer"},
+            )
+        connection.state.key = key
+        self._count(key)
         if not key.allows(scope):
             text = f"This key is good for {key.scope.value}, and this needs {scope.value}."
-            raise Refused(problem(HTTPStatus.FORBIDDEN, "forbidden", text))
+            raise Refused(HTTPStatus.FORBIDDEN, "forbidden", text)
         return key
 
+    def _count(self, key: ApiKey) -> None:
+        if self._requests_per_minute is None:
+            return
+        bucket = self._buckets.pop(key.id, None) or Bucket(self._requests_per_minute)
+        self._buckets[key.id] = bucket
+        if len(self._buckets) > _MAX_BUCKETS:
+            self._buckets.popitem(last=False)  # the key that has not asked for longest: its bucket is likely full
+        now_s = time.monotonic()
+        wait_s = bucket.wait_s(1, now_s)
+        if wait_s > 0:
+            raise Refused(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "rate_limited",
+                f"This key may ask {self._requests_per_minute} times a minute.",
+                {"Retry-After": str(math.ceil(wait_s))},
+            )
+        bucket.take(1, now_s)
+
+
+def _needs(scope: Scope) -> Callable[..., Coroutine[Any, Any, ApiKey]]:
+    async def caller(
+        connection: HTTPConnection, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
+    ) -> ApiKey:
+        return connection.app.state.callers.admit(connection, credentials and credentials.credentials, scope)
+
     return caller
+
+
+def bearer_token(connection: HTTPConnection) -> str | None:
+    """The token of a connection that brings it in its headers."""
+    kind, token = get_authorization_scheme_param(connection.headers.get("Authorization"))
+    return token if kind.lower() == "bearer" else None
 
 
 Reader = Annotated[ApiKey, Depends(_needs(Scope.READ))]

@@ -2,48 +2,68 @@
 
 import json
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Query
 from sse_starlette import EventSourceResponse
+from sse_starlette.sse import SendTimeoutError
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
-from ...domain.errors import GreenroomError, ResyncRequired, ValidationError
-from ...domain.event import EventType
+from ...domain.errors import GreenroomError, ResyncRequired
+from ...domain.event import Event
 from .caller import Reader
+from .event_queries import MAX_SEQ, After, LastEventId, RunId, Types, event_types, seq_to_follow
+from .openapi import problems, stream_of
+from .records import EventPage
 from .runs import MAX_WAIT_S
-from .service import TheService
+from .service import Service, TheService
 
-router = APIRouter(prefix="/v1/sessions/{session_id}/events", tags=["events"])
+router = APIRouter(prefix="/v1", tags=["events"])
 
 HEARTBEAT_S = 15
 SEND_TIMEOUT_S = 60.0
 """A client that takes nothing for so long is dropped; it comes back with its Last-Event-ID."""
 
-Types = Annotated[str | None, Query(max_length=2_000, description="Names of event types, with commas between them.")]
-RunId = Annotated[str | None, Query(max_length=200)]
-After = Annotated[int | None, Query(ge=0)]
+_EXAMPLE = 'id: 7\nevent: run_started\ndata: {"seq": 7, "type": "run_started", ...}\n\n'
+_STREAM = {200: stream_of("text/event-stream", _EXAMPLE)}
 
 
-@router.get("")
+@router.get(
+    "/sessions/{session_id}/events",
+    response_model=EventPage,
+    responses=problems(HTTPStatus.NOT_FOUND, HTTPStatus.GONE),
+)
 async def read_events(
     session_id: str,
     key: Reader,
     service: TheService,
-    after: Annotated[int, Query(ge=0)] = 0,
-    before: Annotated[int | None, Query(ge=0)] = None,
+    after: Annotated[int, Query(ge=0, le=MAX_SEQ)] = 0,
+    before: Annotated[int | None, Query(ge=1, le=MAX_SEQ)] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
     types: Types = None,
     run_id: RunId = None,
-    wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0,
-) -> dict[str, Any]:
-    """A page of events; `next_after` is where the next one begins. `wait_s` waits for a match."""
+    wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for a match.")] = 0,
+) -> Response:
+    """A page of events; `next_after` is where the next one begins."""
     handle = await service.handle(key, session_id)
-    events = await service.ask(handle.read_events.remote(after, before, limit, run_id, _types(types), None, wait_s))
-    return {"events": [event.to_dict() for event in events], "next_after": events[-1].seq if events else after}
+    query = (after, before, limit, run_id, event_types(types), None, wait_s)
+    if wait_s:
+        with service.open_stream():
+            events = await service.ask(handle.read_events.remote(*query))
+    else:
+        events = await service.ask(handle.read_events.remote(*query))
+    page = {"events": [event.to_dict() for event in events], "next_after": events[-1].seq if events else after}
+    return JSONResponse(page)
 
 
-@router.get("/stream", response_class=EventSourceResponse)
+@router.get(
+    "/sessions/{session_id}/events/stream",
+    response_class=EventSourceResponse,
+    responses=problems(HTTPStatus.NOT_FOUND) | _STREAM,
+)
 async def stream_events(
     session_id: str,
     key: Reader,
@@ -51,43 +71,76 @@ async def stream_events(
     after: After = None,
     run_id: RunId = None,
     types: Types = None,
-    last_event_id: Annotated[str | None, Header(max_length=40)] = None,
-) -> EventSourceResponse:
+    last_event_id: LastEventId = None,
+) -> Response:
     """Server-sent events: `id` is the seq, `event` the type, `data` the event. Ends when the session (or the run) has
-    ended and everything was sent; `Last-Event-ID` goes on where a connection broke."""
+    ended and everything was sent. `resync_required` says that events after the cursor were pruned, and the lowest seq
+    there is; `error` that the stream cannot go on."""
     handle = await service.handle(key, session_id)
-    wanted = _types(types)
+    wanted = event_types(types)
     if run_id is not None:
         await service.run(key, session_id, run_id)
-    from_seq = _cursor(last_event_id, after)
+    from_seq = seq_to_follow(last_event_id, after)
 
     async def messages() -> AsyncGenerator[dict[str, Any]]:
         async with aclosing(handle.follow(from_seq, run_id=run_id, types=wanted)) as events:
+            async for event in events:
+                yield message_of(event, str(event.seq))
+
+    return event_stream(service, messages())
+
+
+@router.get("/events/stream", response_class=EventSourceResponse, responses=problems() | _STREAM)
+async def stream_feed(
+    key: Reader,
+    service: TheService,
+    after: Annotated[str | None, Query(max_length=2_000, description="A cursor that this feed has sent.")] = None,
+    types: Types = None,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """All of the tenant's sessions in one stream, each session's events in their order. `id` is a cursor of this feed;
+    without one it begins with what is new."""
+    feed = service.runtime.feed(key.tenant, event_types(types))
+    given = last_event_id or after
+    cursor = feed.parse(given) if given else await feed.now()
+
+    async def messages() -> AsyncGenerator[dict[str, Any]]:
+        yield {"comment": "ok"}  # so that a client knows where it stands before anything happens
+        async with aclosing(feed.follow(cursor)) as items:
+            async for item in items:
+                yield message_of(item.event, str(item.cursor))
+
+    return event_stream(service, messages())
+
+
+def message_of(event: Event, cursor: str) -> dict[str, Any]:
+    """An event as a message of a stream."""
+    return {"id": cursor, "event": event.type.value, "data": json.dumps(event.to_dict())}
+
+
+def event_stream(service: Service, messages: AsyncGenerator[dict[str, Any]]) -> EventSourceResponse:
+    """The messages as they come; what goes wrong is the last one."""
+
+    async def guarded() -> AsyncGenerator[dict[str, Any]]:
+        async with aclosing(messages):
             try:
-                async for event in events:
-                    yield {"id": str(event.seq), "event": event.type.value, "data": json.dumps(event.to_dict())}
+                async for message in messages:
+                    yield message
             except ResyncRequired as exc:
                 yield {"event": exc.code, "data": json.dumps({"lowest_seq": exc.details.get("lowest_seq")})}
             except GreenroomError as exc:
                 yield {"event": "error", "data": json.dumps({"code": exc.code})}
 
-    return EventSourceResponse(messages(), ping=HEARTBEAT_S, send_timeout=SEND_TIMEOUT_S)
+    return _CountedStream(service, guarded(), ping=HEARTBEAT_S, send_timeout=SEND_TIMEOUT_S)
 
 
-def _types(given: str | None) -> list[str] | None:
-    if given is None:
-        return None
-    names = [name for name in given.split(",") if name]
-    for name in names:
-        if name not in set(EventType):
-            raise ValidationError(f"types names {name[:80]!r}, which is no event type.", details={"field": "types"})
-    return names
+class _CountedStream(EventSourceResponse):
+    """One of those that may be open at once."""
 
+    def __init__(self, service: Service, content: AsyncGenerator[dict[str, Any]], **options: Any) -> None:
+        super().__init__(content, **options)
+        self._service = service
 
-def _cursor(last_event_id: str | None, after: int | None) -> int:
-    """Where to go on: a browser that reconnects says so in its header, whatever its address says."""
-    if last_event_id is None:
-        return after or 0
-    if not last_event_id.isdecimal():
-        raise ValidationError("Last-Event-ID must be a seq.", details={"field": "last-event-id"})
-    return int(last_event_id)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._service.open_stream(), suppress(SendTimeoutError):
+            await super().__call__(scope, receive, send)

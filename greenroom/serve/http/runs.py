@@ -4,41 +4,53 @@ import contextlib
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query
+from starlette.responses import JSONResponse, Response
 
 from ...domain.errors import GreenroomError
-from ...domain.run import RunStatus
+from ...domain.run import Run, RunStatus
 from .bodies import Reason, RunCreate, Steering
 from .caller import Reader, Runner
-from .service import TheService
-from .sessions import Cursor, IdempotencyKey, Limit
+from .openapi import problems
+from .records import Cancelled, RunAccepted, RunPage, RunRecord, SteerReceiptRecord
+from .service import CallId, IdempotencyKey, TheService
+from .sessions import Cursor, Limit
 
-router = APIRouter(prefix="/v1/sessions/{session_id}/runs", tags=["runs"])
+router = APIRouter(prefix="/v1/sessions/{session_id}/runs", tags=["runs"], responses=problems(HTTPStatus.NOT_FOUND))
 
 MAX_WAIT_S = 60.0
 """How long one request may wait; whoever wants to wait longer asks again."""
 
-WaitS = Annotated[float, Query(ge=0, le=MAX_WAIT_S)]
+WaitS = Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the end.")]
+
+_CHANGES = problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, body=True)
 
 
-@router.post("", status_code=HTTPStatus.ACCEPTED)
+def public(run: Run) -> dict[str, Any]:
+    """The record as its tenant sees it."""
+    record = run.to_dict()
+    del record["call_id"]
+    return record
+
+
+@router.post(
+    "",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=RunAccepted,
+    responses=problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.INSUFFICIENT_STORAGE, body=True),
+)
 async def submit_run(
-    session_id: str,
-    body: RunCreate,
-    key: Runner,
-    service: TheService,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
-) -> dict[str, str]:
+    session_id: str, body: RunCreate, key: Runner, service: TheService, idempotency_key: IdempotencyKey = None
+) -> Response:
     """Queue a run: answered once that is durable. A client that leaves cancels nothing."""
     handle = await service.handle(key, session_id)
     await service.check_run(key, body.options)
     run_id = await service.ask(handle.submit_run.remote(body.input, body.options, idempotency_key))
-    response.headers["Location"] = f"/v1/sessions/{session_id}/runs/{run_id}"
-    return {"run_id": run_id}
+    headers = {"Location": f"/v1/sessions/{session_id}/runs/{run_id}"}
+    return JSONResponse({"run_id": run_id}, status_code=HTTPStatus.ACCEPTED, headers=headers)
 
 
-@router.get("")
+@router.get("", response_model=RunPage)
 async def list_runs(
     session_id: str,
     key: Reader,
@@ -46,47 +58,51 @@ async def list_runs(
     status: RunStatus | None = None,
     cursor: Cursor = None,
     limit: Limit = 100,
-) -> dict[str, Any]:
+) -> Response:
     """The session's runs, in the order in which they were made."""
     await service.session(key, session_id)
     found = await service.runtime.alist_runs(session_id=session_id, status=status, after=cursor, limit=limit)
-    return {"items": [one.to_dict() for one in found], "next_cursor": found[-1].id if len(found) == limit else None}
+    next_cursor = found[-1].id if len(found) == limit else None
+    return JSONResponse({"items": [public(run) for run in found], "next_cursor": next_cursor})
 
 
-@router.get("/{run_id}")
-async def show_run(session_id: str, run_id: str, key: Reader, service: TheService, wait_s: WaitS = 0) -> dict[str, Any]:
+@router.get("/{run_id}", response_model=RunRecord)
+async def show_run(session_id: str, run_id: str, key: Reader, service: TheService, wait_s: WaitS = 0) -> Response:
     """The run's record; with `wait_s` once it has ended, or the wait is over."""
     run = await service.run(key, session_id, run_id)
     if wait_s and not run.status.is_terminal:
         handle = service.runtime.handle(session_id)
-        with contextlib.suppress(GreenroomError):  # how it ended, and if it has, is in its record
+        with service.open_stream(), contextlib.suppress(GreenroomError):  # how it ended, and if, is in its record
             await service.ask(handle.await_run.remote(run_id, wait_s))
         run = await service.run(key, session_id, run_id)
-    return run.to_dict()
+    return JSONResponse(public(run))
 
 
-@router.post("/{run_id}/cancel")
+@router.post("/{run_id}/cancel", response_model=Cancelled, responses=_CHANGES)
 async def cancel_run(
-    session_id: str, run_id: str, key: Runner, service: TheService, body: Reason | None = None
-) -> dict[str, bool]:
+    session_id: str, run_id: str, key: Runner, service: TheService, call_id: CallId, body: Reason | None = None
+) -> Response:
     """Stop the run; `cancelled` is whether this call did it."""
     await service.run(key, session_id, run_id)
     handle = service.runtime.handle(session_id)
-    return {"cancelled": await service.ask(handle.cancel_run.remote(run_id, body.reason if body else None))}
+    reason = body.reason if body else None
+    return JSONResponse({"cancelled": await service.change(handle.cancel_run, run_id, reason, call_id=call_id)})
 
 
-@router.post("/{run_id}/interrupt")
-async def interrupt_run(session_id: str, run_id: str, key: Runner, service: TheService) -> dict[str, bool]:
+@router.post("/{run_id}/interrupt", response_model=Cancelled, responses=_CHANGES)
+async def interrupt_run(session_id: str, run_id: str, key: Runner, service: TheService, call_id: CallId) -> Response:
     """Stop the run's current turn, and keep what it has produced."""
     await service.run(key, session_id, run_id)
     handle = service.runtime.handle(session_id)
-    return {"cancelled": await service.ask(handle.interrupt_run.remote(run_id))}
+    return JSONResponse({"cancelled": await service.change(handle.interrupt_run, run_id, call_id=call_id)})
 
 
-@router.post("/{run_id}/steer")
-async def steer_run(session_id: str, run_id: str, body: Steering, key: Runner, service: TheService) -> dict[str, Any]:
+@router.post("/{run_id}/steer", response_model=SteerReceiptRecord, responses=_CHANGES)
+async def steer_run(
+    session_id: str, run_id: str, body: Steering, key: Runner, service: TheService, call_id: CallId
+) -> Response:
     """Hand a message to a run that is under way."""
     await service.run(key, session_id, run_id)
     handle = service.runtime.handle(session_id)
-    receipt = await service.ask(handle.steer_run.remote(run_id, body.message))
-    return {"run_id": receipt.run_id, "delivered": receipt.delivered, "seq": receipt.seq}
+    receipt = await service.change(handle.steer_run, run_id, body.message, call_id=call_id)
+    return JSONResponse({"run_id": receipt.run_id, "delivered": receipt.delivered, "seq": receipt.seq})

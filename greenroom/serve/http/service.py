@@ -1,14 +1,18 @@
 """What the routes share: the runtime, and sessions as the tenant of a key may see them."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Annotated, Any
 
 import ray.exceptions
-from fastapi import Depends, Request
+from fastapi import Depends, Header
+from starlette.requests import HTTPConnection
 
 from ...actors.ray_errors import raise_bare
 from ...actors.runtime import Runtime
-from ...actors.session_handle import SessionHandle
+from ...actors.session_handle import RemoteMethod, SessionHandle
 from ...adapters.http_settings import HttpSettings
 from ...domain.api_key import ApiKey
 from ...domain.errors import RunNotFound, SessionNotFound
@@ -16,7 +20,10 @@ from ...domain.identifiers import SESSION_ID
 from ...domain.run import Run
 from ...domain.session import Session
 from .bodies import SessionCreate
+from .caller import Refused
 from .grants import Grants
+
+_RETRY_STREAM_S = "5"
 
 
 class Service:
@@ -25,6 +32,9 @@ class Service:
     def __init__(self, runtime: Runtime, settings: HttpSettings) -> None:
         self.runtime = runtime
         self._grants = Grants(settings)
+        self._max_streams = settings.max_streams
+        self.streams = 0
+        """Streams and long polls that are open."""
 
     async def check_session(self, key: ApiKey, body: SessionCreate) -> None:
         """Whether the key may open such a session. ValidationError; SessionNotFound for a parent of another tenant."""
@@ -74,9 +84,44 @@ class Service:
         except ray.exceptions.RayError as exc:
             raise_bare(exc)
 
+    async def change(self, method: RemoteMethod, *args: Any, call_id: str | None) -> Any:
+        """Call a method that changes something; what comes again with its Idempotency-Key has its effect once."""
+        return await self.ask(method.options(call_id=call_id).remote(*args))
 
-def _service(request: Request) -> Service:
-    return request.app.state.service
+    @contextmanager
+    def open_stream(self) -> Generator[None]:
+        """Of a request that may stay for long. Refused when there are too many."""
+        if self.streams >= self._max_streams:
+            raise Refused(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "too_many_streams",
+                f"{self.streams} streams are open here already. Try again.",
+                {"Retry-After": _RETRY_STREAM_S},
+            )
+        self.streams += 1
+        try:
+            yield
+        finally:
+            self.streams -= 1
+
+
+def _service(connection: HTTPConnection) -> Service:
+    return connection.app.state.service
 
 
 TheService = Annotated[Service, Depends(_service)]
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(min_length=1, max_length=200, description="What comes again with the same one gets the first answer."),
+]
+
+
+def _call_id(connection: HTTPConnection, idempotency_key: IdempotencyKey = None) -> str | None:
+    if idempotency_key is None:
+        return None
+    return hashlib.sha256(f"{connection.url.path}\n{idempotency_key}".encode()).hexdigest()
+
+
+CallId = Annotated[str | None, Depends(_call_id)]
+"""The call id of a request that brought an Idempotency-Key: the same for the same key at the same address."""

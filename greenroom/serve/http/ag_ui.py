@@ -1,0 +1,69 @@
+"""Routes for front ends that speak the AG-UI protocol: a thread of theirs is a session."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from ag_ui.core import RunAgentInput
+from fastapi import APIRouter, Body
+from pydantic import ValidationError as PydanticError
+from starlette.responses import Response
+
+from ...adapters.rendering.ag_ui import AgUiRun, encode, run_input
+from ...domain.api_key import ApiKey
+from ...domain.errors import ValidationError
+from .caller import Reader, Runner
+from .events import EventSourceResponse, event_stream
+from .openapi import problems, stream_of
+from .service import Service, TheService
+
+router = APIRouter(prefix="/v1/sessions/{session_id}", tags=["ag-ui"])
+
+_EXAMPLE = 'data: {"type": "RUN_STARTED", "threadId": "ses_...", "runId": "run_..."}\n\n'
+_STREAM = {200: stream_of("text/event-stream", _EXAMPLE)}
+
+
+@router.post(
+    "/ag-ui",
+    response_class=EventSourceResponse,
+    responses=problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.INSUFFICIENT_STORAGE, body=True) | _STREAM,
+)
+async def run_agent(
+    session_id: str, body: Annotated[dict[str, Any], Body()], key: Runner, service: TheService
+) -> Response:
+    """Submit what is new in a RunAgentInput as a run, and stream it. What comes again with the same `runId` is the same
+    run; a client that leaves cancels nothing."""
+    try:
+        asked = RunAgentInput.model_validate(body)
+    except PydanticError as exc:
+        first = exc.errors(include_url=False, include_input=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise ValidationError(f"{field}: {first['msg']}.", details={"field": field}) from None
+    handle = await service.handle(key, session_id)
+    run_id = await service.ask(handle.submit_run.remote(run_input(asked), {}, f"ag-ui/{asked.run_id}"))
+    return await _stream(service, key, session_id, run_id, asked.run_id)
+
+
+@router.get(
+    "/runs/{run_id}/ag-ui",
+    response_class=EventSourceResponse,
+    responses=problems(HTTPStatus.NOT_FOUND) | _STREAM,
+)
+async def follow_run(session_id: str, run_id: str, key: Reader, service: TheService) -> Response:
+    """A run from its beginning, as AG-UI events, live."""
+    return await _stream(service, key, session_id, run_id, run_id)
+
+
+async def _stream(service: Service, key: ApiKey, session_id: str, run_id: str, told_run_id: str) -> Response:
+    run = await service.run(key, session_id, run_id)
+    handle = service.runtime.handle(session_id)
+    mapping = AgUiRun(session_id, told_run_id)
+
+    async def messages() -> AsyncGenerator[dict[str, Any]]:
+        async with aclosing(handle.follow(run.queued_seq - 1, run_id=run_id)) as events:
+            async for event in events:
+                for told in mapping.map(event):
+                    yield {"data": encode(told)}
+
+    return event_stream(service, messages())
