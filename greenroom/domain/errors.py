@@ -37,6 +37,8 @@ class ErrorCategory(StrEnum):
     RUNTIME = "runtime"
     CONCURRENCY = "concurrency"
     TOOL = "tool"
+    ACCESS = "access"
+    """Of the HTTP service: who calls, and how often."""
     UNKNOWN = "unknown"
 
 
@@ -477,6 +479,28 @@ class QueueFull(GreenroomError):
 
     code = "queue_full"
     category = ErrorCategory.CONCURRENCY
+
+
+class Unauthorized(GreenroomError):
+    """A valid key is needed: `Authorization: Bearer <key>`. `greenroom keys create --tenant T` makes one."""
+
+    code = "unauthorized"
+    category = ErrorCategory.ACCESS
+
+
+class Forbidden(GreenroomError):
+    """The key is not good for this. Use one with a wider scope."""
+
+    code = "forbidden"
+    category = ErrorCategory.ACCESS
+
+
+class RateLimited(GreenroomError):
+    """The service was asked too often, or holds too much open. Wait `details['retry_after_s']` seconds."""
+
+    code = "rate_limited"
+    category = ErrorCategory.ACCESS
+    retryable = True
 
 
 class ToolError(GreenroomError):

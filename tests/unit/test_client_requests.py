@@ -125,7 +125,7 @@ async def test_what_may_pass_is_tried_again(first: httpx2.Response | Exception) 
         (problem(500, "internal_error"), greenroom.InternalError),
         (problem(507, "storage_full"), greenroom.StorageFull),
         (problem(413, "body_too_large"), greenroom.ValidationError),
-        (problem(401, "unauthorized"), greenroom.UnknownError),
+        (problem(401, "unauthorized"), greenroom.Unauthorized),
         (httpx2.Response(404, text="nothing"), greenroom.NotFound),
         (httpx2.Response(500, text="x" * 1000), greenroom.InternalError),
         (httpx2.Response(307, headers={"Location": "http://other.example/"}), greenroom.UnknownError),
@@ -153,7 +153,7 @@ async def test_what_does_not_pass_is_told_at_once(answer: Any, kind: type[greenr
 
 
 async def test_an_error_has_the_details_that_the_service_gives() -> None:
-    service = FakeService(problem(422, "invalid_cursor", last_seq=7), problem(403, "forbidden"))
+    service = FakeService(problem(422, "invalid_cursor", last_seq=7), problem(403, "of_tomorrow"))
 
     async with service.client() as client:
         with pytest.raises(greenroom.InvalidCursor) as typed:
@@ -162,7 +162,7 @@ async def test_an_error_has_the_details_that_the_service_gives() -> None:
             await client.delete_session(SESSION)
 
     assert ("It is invalid_cursor.", {"last_seq": 7}) == (typed.value.message, typed.value.details)
-    assert {"code": "forbidden", "status": 403} == unknown.value.details
+    assert {"code": "of_tomorrow", "status": 403} == unknown.value.details
 
 
 async def test_a_request_is_given_up_after_some_tries_with_the_last_error() -> None:

@@ -78,6 +78,7 @@ CONTRACT_CODES: dict[str, set[str]] = {
         "invalid_operation",
         "queue_full",
     },
+    "access": {"unauthorized", "forbidden", "rate_limited"},
     "tool": {"tool_error", "tool_not_found", "tool_execution_failed", "tool_permission_denied"},
 }
 """contract.md and behaviour.md section 3.2."""
@@ -90,6 +91,7 @@ RETRYABLE = {
     "storage_connection_failed",
     "session_moved",
     "timeout",
+    "rate_limited",
 }
 
 EVERY_CLASS = sorted(ERRORS_BY_CODE.values(), key=lambda cls: cls.code)

@@ -57,7 +57,7 @@ async def follow_run(session_id: str, run_id: str, key: Reader, service: TheServ
 
 async def _stream(service: Service, key: ApiKey, session_id: str, run_id: str, told_run_id: str) -> Response:
     run = await service.run(key, session_id, run_id)
-    handle = service.runtime.handle(session_id)
+    handle = await service.handle(key, session_id)
     mapping = AgUiRun(session_id, told_run_id)
 
     async def messages() -> AsyncGenerator[dict[str, Any]]:

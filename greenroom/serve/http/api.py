@@ -14,7 +14,7 @@ from ...adapters.http_settings import HttpSettings
 from ...adapters.key_file import KeyFile
 from ...domain.errors import GreenroomError
 from . import ag_ui, approvals, events, health, problems, providers, runs, sessions, sockets
-from .caller import Callers, Refused, answer_refused
+from .caller import Callers
 from .edge import Edge
 from .openapi import describe
 from .page import add_page
@@ -40,7 +40,6 @@ def create_app(runtime: Runtime, keys: KeyFile, audit: AuditLog, settings: HttpS
         (GreenroomError, problems.answer_greenroom_error),
         (RequestValidationError, problems.answer_invalid_request),
         (HTTPException, problems.answer_http_error),
-        (Refused, answer_refused),
         (Exception, problems.answer_fault),
     ):
         app.add_exception_handler(kind, answer)

@@ -1,40 +1,22 @@
 """Who calls: the key of a request, what it is good for, and how often it may ask."""
 
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.security.utils import get_authorization_scheme_param
 from starlette.requests import HTTPConnection
-from starlette.responses import JSONResponse
 
 from ...adapters.key_file import KeyFile
 from ...domain.api_key import ApiKey, Scope
+from ...domain.errors import Forbidden, RateLimited, Unauthorized
 from ...domain.rate_budget import Bucket
-from .problems import problem
 
 _BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="A key, as `greenroom keys create` prints it.")
 _MAX_BUCKETS = 100_000
-
-
-class Refused(Exception):
-    """The request is not allowed; the answer to it."""
-
-    def __init__(self, status: HTTPStatus, code: str, detail: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__()
-        self.status = status
-        self.response = problem(status, code, detail, headers=headers)
-
-
-async def answer_refused(_: Any, exc: Exception) -> JSONResponse:
-    """The answer that it holds."""
-    assert isinstance(exc, Refused), "it is registered for no other"
-    return exc.response
 
 
 class Callers:
@@ -46,20 +28,14 @@ class Callers:
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
 
     def admit(self, connection: HTTPConnection, token: str | None, scope: Scope) -> ApiKey:
-        """The key of a request that may be answered. Refused."""
+        """The key of a request that may be answered. Unauthorized, RateLimited, Forbidden."""
         key = self._keys.keyring().find(token) if token else None
         if key is None:
-            raise Refused(
-                HTTPStatus.UNAUTHORIZED,
-                "unauthorized",
-                "Give a valid key: Authorization: Bearer <key>. `greenroom keys create --tenant T` makes one.",
-                {"WWW-Authenticate": "Bearer"},
-            )
+            raise Unauthorized
         connection.state.key = key
         self._count(key)
         if not key.allows(scope):
-            text = f"This key is good for {key.scope.value}, and this needs {scope.value}."
-            raise Refused(HTTPStatus.FORBIDDEN, "forbidden", text)
+            raise Forbidden(f"This key is good for {key.scope.value}, and this needs {scope.value}.")
         return key
 
     def _count(self, key: ApiKey) -> None:
@@ -72,11 +48,8 @@ class Callers:
         now_s = time.monotonic()
         wait_s = bucket.wait_s(1, now_s)
         if wait_s > 0:
-            raise Refused(
-                HTTPStatus.TOO_MANY_REQUESTS,
-                "rate_limited",
-                f"This key may ask {self._requests_per_minute} times a minute.",
-                {"Retry-After": str(math.ceil(wait_s))},
+            raise RateLimited(
+                f"This key may ask {self._requests_per_minute} times a minute.", details={"retry_after_s": wait_s}
             )
         bucket.take(1, now_s)
 

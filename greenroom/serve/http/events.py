@@ -99,13 +99,13 @@ async def stream_feed(
     last_event_id: LastEventId = None,
 ) -> Response:
     """All of the tenant's sessions in one stream, each session's events in their order. `id` is a cursor of this feed;
-    without one it begins with what is new."""
+    without one it begins with what is new. The first message is `ready`, with the cursor that it begins at."""
     feed = service.runtime.feed(key.tenant, event_types(types))
     given = last_event_id or after
     cursor = feed.parse(given) if given else await feed.now()
 
     async def messages() -> AsyncGenerator[dict[str, Any]]:
-        yield {"comment": "ok"}  # so that a client knows where it stands before anything happens
+        yield {"id": str(cursor), "event": "ready", "data": "{}"}  # a client that loses this stream knows where it was
         async with aclosing(feed.follow(cursor)) as items:
             async for item in items:
                 yield message_of(item.event, str(item.cursor))
@@ -138,7 +138,7 @@ class _CountedStream(EventSourceResponse):
     """One of those that may be open at once."""
 
     def __init__(self, service: Service, content: AsyncGenerator[dict[str, Any]], **options: Any) -> None:
-        super().__init__(content, **options)
+        super().__init__(content, **options)  # pyright: ignore[reportUnknownMemberType]  its types are not whole
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

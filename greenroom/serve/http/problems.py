@@ -20,17 +20,20 @@ MEDIA_TYPE = "application/problem+json"
 BY_CODE: Mapping[str, HTTPStatus] = {
     "already_exists": HTTPStatus.CONFLICT,
     "capability_not_supported": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "forbidden": HTTPStatus.FORBIDDEN,
     "invalid_cursor": HTTPStatus.UNPROCESSABLE_ENTITY,
     "max_runs_exceeded": HTTPStatus.TOO_MANY_REQUESTS,
     "max_sessions_exceeded": HTTPStatus.TOO_MANY_REQUESTS,
     "missing_required_capability": HTTPStatus.UNPROCESSABLE_ENTITY,
     "policy_violation": HTTPStatus.UNPROCESSABLE_ENTITY,
     "queue_full": HTTPStatus.TOO_MANY_REQUESTS,
+    "rate_limited": HTTPStatus.TOO_MANY_REQUESTS,
     "resync_required": HTTPStatus.GONE,
     "runtime_gone": HTTPStatus.SERVICE_UNAVAILABLE,
     "session_draining": HTTPStatus.SERVICE_UNAVAILABLE,
     "storage_full": HTTPStatus.INSUFFICIENT_STORAGE,
     "timeout": HTTPStatus.GATEWAY_TIMEOUT,
+    "unauthorized": HTTPStatus.UNAUTHORIZED,
 }
 """Codes that mean something else over HTTP than their category."""
 
@@ -94,6 +97,8 @@ def problem_of(error: GreenroomError) -> JSONResponse:
     if status in _COMES_AGAIN:
         after_s = error.details.get("retry_after_s", RETRY_AFTER_S)
         headers["Retry-After"] = str(max(1, math.ceil(after_s)))
+    if status is HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
     return problem(status, error.code, detail, headers=headers, **more)
 
 

@@ -60,7 +60,7 @@ async def list_runs(
     limit: Limit = 100,
 ) -> Response:
     """The session's runs, in the order in which they were made."""
-    await service.session(key, session_id)
+    await service.handle(key, session_id)
     found = await service.runtime.alist_runs(session_id=session_id, status=status, after=cursor, limit=limit)
     next_cursor = found[-1].id if len(found) == limit else None
     return JSONResponse({"items": [public(run) for run in found], "next_cursor": next_cursor})
@@ -71,7 +71,7 @@ async def show_run(session_id: str, run_id: str, key: Reader, service: TheServic
     """The run's record; with `wait_s` once it has ended, or the wait is over."""
     run = await service.run(key, session_id, run_id)
     if wait_s and not run.status.is_terminal:
-        handle = service.runtime.handle(session_id)
+        handle = await service.handle(key, session_id)
         with service.open_stream(), contextlib.suppress(GreenroomError):  # how it ended, and if, is in its record
             await service.ask(handle.await_run.remote(run_id, wait_s))
         run = await service.run(key, session_id, run_id)
@@ -84,7 +84,7 @@ async def cancel_run(
 ) -> Response:
     """Stop the run; `cancelled` is whether this call did it."""
     await service.run(key, session_id, run_id)
-    handle = service.runtime.handle(session_id)
+    handle = await service.handle(key, session_id)
     reason = body.reason if body else None
     return JSONResponse({"cancelled": await service.change(handle.cancel_run, run_id, reason, call_id=call_id)})
 
@@ -93,7 +93,7 @@ async def cancel_run(
 async def interrupt_run(session_id: str, run_id: str, key: Runner, service: TheService, call_id: CallId) -> Response:
     """Stop the run's current turn, and keep what it has produced."""
     await service.run(key, session_id, run_id)
-    handle = service.runtime.handle(session_id)
+    handle = await service.handle(key, session_id)
     return JSONResponse({"cancelled": await service.change(handle.interrupt_run, run_id, call_id=call_id)})
 
 
@@ -103,6 +103,6 @@ async def steer_run(
 ) -> Response:
     """Hand a message to a run that is under way."""
     await service.run(key, session_id, run_id)
-    handle = service.runtime.handle(session_id)
+    handle = await service.handle(key, session_id)
     receipt = await service.change(handle.steer_run, run_id, body.message, call_id=call_id)
     return JSONResponse({"run_id": receipt.run_id, "delivered": receipt.delivered, "seq": receipt.seq})

@@ -1,10 +1,10 @@
 """What the routes share: the runtime, and sessions as the tenant of a key may see them."""
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import ray.exceptions
 from fastapi import Depends, Header
@@ -15,15 +15,24 @@ from ...actors.runtime import Runtime
 from ...actors.session_handle import RemoteMethod, SessionHandle
 from ...adapters.http_settings import HttpSettings
 from ...domain.api_key import ApiKey
-from ...domain.errors import RunNotFound, SessionNotFound
+from ...domain.errors import RateLimited, RunNotFound, SessionNotFound
 from ...domain.identifiers import SESSION_ID
 from ...domain.run import Run
 from ...domain.session import Session
 from .bodies import SessionCreate
-from .caller import Refused
 from .grants import Grants
 
-_RETRY_STREAM_S = "5"
+_RETRY_STREAM_S = 5.0
+
+MAX_KNOWN_SESSIONS = 10_000
+
+
+class _Known(NamedTuple):
+    """What is remembered of a session: whose it is, which never changes, and a handle, which is never stale. Whether
+    it is still there, its own answers say."""
+
+    tenant: str | None
+    handle: SessionHandle
 
 
 class Service:
@@ -33,6 +42,7 @@ class Service:
         self.runtime = runtime
         self._grants = Grants(settings)
         self._max_streams = settings.max_streams
+        self._known: OrderedDict[str, _Known] = OrderedDict()
         self.streams = 0
         """Streams and long polls that are open."""
 
@@ -64,13 +74,20 @@ class Service:
         return session
 
     async def handle(self, key: ApiKey, session_id: str) -> SessionHandle:
-        """A handle of the session, made anew for each request: what serves it may have moved."""
-        await self.session(key, session_id)
-        return self.runtime.handle(session_id)
+        """A handle of the session. SessionNotFound also for one of another tenant."""
+        known = self._known.get(session_id)
+        if known is None:
+            session = await self.session(key, session_id)
+            known = self._known[session_id] = _Known(session.tenant, self.runtime.handle(session_id))
+            if len(self._known) > MAX_KNOWN_SESSIONS:
+                self._known.popitem(last=False)
+        elif known.tenant != key.tenant:
+            raise SessionNotFound
+        return known.handle
 
     async def run(self, key: ApiKey, session_id: str, run_id: str) -> Run:
         """The run's record. RunNotFound also for one of another session."""
-        await self.session(key, session_id)
+        await self.handle(key, session_id)
         run = await self.runtime.aget_run(run_id)
         if run.session_id != session_id:
             raise RunNotFound
@@ -90,13 +107,10 @@ class Service:
 
     @contextmanager
     def open_stream(self) -> Generator[None]:
-        """Of a request that may stay for long. Refused when there are too many."""
+        """Of a request that may stay for long. RateLimited when there are too many."""
         if self.streams >= self._max_streams:
-            raise Refused(
-                HTTPStatus.TOO_MANY_REQUESTS,
-                "too_many_streams",
-                f"{self.streams} streams are open here already. Try again.",
-                {"Retry-After": _RETRY_STREAM_S},
+            raise RateLimited(
+                f"{self.streams} streams are open here already.", details={"retry_after_s": _RETRY_STREAM_S}
             )
         self.streams += 1
         try:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, WebSocket, WebSocketDisconnect
 from ...actors.event_stream import EventStream
 from ...domain.api_key import Scope
 from ...domain.errors import GreenroomError, ResyncRequired
-from .caller import Refused, bearer_token
+from .caller import bearer_token
 from .event_queries import MAX_SEQ, RunId, Types, event_types
 from .problems import status_of
 from .service import Service, TheService
@@ -45,8 +45,6 @@ async def follow(
         with service.open_stream():
             events = await _opened(socket, service, session_id, run_id, after, types)
             await _served(socket, events)
-    except Refused as exc:
-        await socket.close(_APPLICATION + exc.status)
     except ResyncRequired as exc:
         await socket.send_json({"control": exc.code, "lowest_seq": exc.details.get("lowest_seq")})
         await socket.close(_APPLICATION + HTTPStatus.GONE)

@@ -1,0 +1,74 @@
+"""An event loop in a thread of its own, for callers that have none."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError, Future
+from typing import Any, TypeVar
+
+from ...domain.errors import InvalidOperation
+
+ResultT = TypeVar("ResultT")
+
+
+class OwnLoop:
+    """Runs coroutines for any number of threads, whatever loops those may be in. Starts with the first of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._is_stopped = False
+
+    def start(self, work: Coroutine[Any, Any, ResultT]) -> Future[ResultT]:
+        """Begin it, and do not wait. InvalidOperation when the loop was stopped."""
+        with self._lock:
+            if self._is_stopped:
+                work.close()
+                raise InvalidOperation("This client is closed; make a new one.")
+            return asyncio.run_coroutine_threadsafe(work, self._running())
+
+    def wait(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+        """Run it to its end. What interrupts the wait, such as Ctrl-C, cancels it."""
+        future = self.start(work)
+        try:
+            return future.result()
+        except CancelledError as exc:
+            raise InvalidOperation("This client was closed meanwhile; make a new one.") from exc
+        except BaseException:
+            future.cancel()
+            raise
+
+    def stop(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Cancel what runs, do the last thing, and end the thread. Nothing happens the second time."""
+        with self._lock:
+            was_stopped, self._is_stopped = self._is_stopped, True
+            loop, thread = self._loop, self._thread
+        if was_stopped or loop is None or thread is None:
+            return
+        try:
+            asyncio.run_coroutine_threadsafe(_end(last), loop).result()
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=_run, args=(self._loop,), name="greenroom-client", daemon=True)
+            self._thread.start()
+        return self._loop
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
+
+
+async def _end(last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    running = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()
+    await last()
