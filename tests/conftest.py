@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 API_KEY_VARIABLE = "GREENROOM_TEST_API_KEY"
-"""Set before Ray starts, since workers have the environment of that moment."""
+"""This and the next one are set before Ray starts, since workers have the environment of that moment."""
 
 API_KEY = "sk-test-8c1f-not-to-be-seen"
+
+WEBHOOK_SECRET_VARIABLE = "GREENROOM_TEST_WEBHOOK_SECRET"
+WEBHOOK_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +23,7 @@ def cluster() -> Iterator[str]:
     from greenroom.actors import ray_cluster
 
     os.environ[API_KEY_VARIABLE] = API_KEY
+    os.environ[WEBHOOK_SECRET_VARIABLE] = WEBHOOK_SECRET
     ray_cluster.start_cluster()
     yield ray_cluster.current_address()
     ray.shutdown()

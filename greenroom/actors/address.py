@@ -5,6 +5,7 @@ from dataclasses import dataclass
 EVENT_STORE = "event-store"
 DIRECTORY = "directory"
 LIMITER = "limiter"
+WEBHOOKS = "webhooks"
 SESSION_SERVER_PREFIX = "session-server:"
 BREAKER_PREFIX = "breaker:"
 ROUTER_PREFIX = "router:"

@@ -20,7 +20,7 @@ from ..domain.provider import ProviderDeclaration
 from ..domain.routing import RouterOptions
 from ..domain.session import TENANT, Session, SessionSpec
 from .actor_states import actor_is_dead, actor_table, named_actors
-from .address import BREAKER_PREFIX, ROUTER_PREFIX, SESSION_SERVER_PREFIX, RuntimeAddress
+from .address import BREAKER_PREFIX, ROUTER_PREFIX, SESSION_SERVER_PREFIX, WEBHOOKS, RuntimeAddress
 from .ray_errors import raise_bare
 from .server_launcher import RayLauncher, held_by
 from .server_pool import PlacedSession, ServerPool, Started
@@ -469,7 +469,7 @@ class Directory:
 
     def _actor_rows(self) -> list[dict[str, Any]]:
         named: list[Any] = [*self._stores.actors, self._self, self._settings["limiter"]]
-        for prefix in (BREAKER_PREFIX, ROUTER_PREFIX):
+        for prefix in (BREAKER_PREFIX, ROUTER_PREFIX, WEBHOOKS):
             for name in named_actors(self._address.namespace, prefix):
                 with contextlib.suppress(ValueError):
                     named.append(ray.get_actor(name, self._address.namespace))

@@ -44,10 +44,11 @@ from ..domain.routing import RouterOptions, RouterState
 from ..domain.run import Run, RunResult, RunStatus
 from ..domain.session import Session, SessionSpec, SessionState
 from ..domain.verification import Verification
+from ..domain.webhook import WebhookTarget
 from . import ray_cluster
 from .account_actors import start_accounts, start_routers
 from .actor_states import actor_is_dead, named_actors
-from .address import BREAKER_PREFIX, LIMITER, ROUTER_PREFIX, RuntimeAddress
+from .address import BREAKER_PREFIX, LIMITER, ROUTER_PREFIX, WEBHOOKS, RuntimeAddress
 from .event_stream import EventStream
 from .ray_errors import raise_bare
 from .runtime_file import RuntimeRecord, remove_record
@@ -55,6 +56,7 @@ from .runtime_watch import RuntimeWatch
 from .session_handle import SessionHandle
 from .store_shards import StoreShards
 from .tenant_feed import TenantFeed
+from .webhook_actor import webhook_sender, webhooks_exist
 
 ResultT = TypeVar("ResultT")
 
@@ -619,6 +621,17 @@ class Runtime:
         """See astats."""
         return self._wait(self.astats())
 
+    async def aset_webhooks(self, targets: Sequence[WebhookTarget]) -> None:
+        """Send events to these addresses and to no others, from now on, starting at what is new. ValidationError for a
+        secret that is not there."""
+        if targets or await asyncio.to_thread(webhooks_exist, self._address):
+            sender = await asyncio.to_thread(webhook_sender, self._address, self._stores)
+            await self._ask(sender.configure.remote(list(targets)))
+
+    def set_webhooks(self, targets: Sequence[WebhookTarget]) -> None:
+        """See aset_webhooks."""
+        self._wait(self.aset_webhooks(targets))
+
     async def astatus_counts(self) -> dict[str, dict[str, int]]:
         """How many `sessions` and `runs` there are in each status."""
         return await self._ask(self._stores.status_counts())
@@ -670,7 +683,7 @@ class Runtime:
             return
         ray.kill(self._directory)
         namespace = self._address.namespace
-        deciding = [LIMITER]
+        deciding = [LIMITER, WEBHOOKS]
         for prefix in (BREAKER_PREFIX, ROUTER_PREFIX):
             deciding += await asyncio.to_thread(named_actors, namespace, prefix)
         for name in deciding:

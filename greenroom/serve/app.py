@@ -52,6 +52,7 @@ def build(args: Mapping[str, Any] | None = None) -> "Application":
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=_GRACE_S,
         health_check_period_s=_HEALTH_PERIOD_S,
+        logging_config={"enable_access_log": False},  # there is a line of our own, which says whose request it was
     ).bind({**settings.model_dump(), "data_dir": data_dir}, local=local)
 
 

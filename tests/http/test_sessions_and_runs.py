@@ -7,27 +7,8 @@ import httpx2
 import pytest
 
 from greenroom.domain.api_key import Scope
-from tests.http.conftest import Clients
+from tests.http.conftest import Clients, frames, opened, problem_of, submitted
 from tests.waiting import wait_until
-
-
-def opened(client: httpx2.Client, **body: Any) -> str:
-    answer = client.post("/v1/sessions", json=body)
-    assert 201 == answer.status_code, answer.text
-    assert answer.headers["location"] == f"/v1/sessions/{answer.json()['id']}"
-    return answer.json()["id"]
-
-
-def submitted(client: httpx2.Client, session_id: str, input: Any = "Hello!", **options: Any) -> str:
-    answer = client.post(f"/v1/sessions/{session_id}/runs", json={"input": input, "options": options})
-    assert 202 == answer.status_code, answer.text
-    return answer.json()["run_id"]
-
-
-def problem_of(answer: httpx2.Response, status: int, code: str) -> dict[str, Any]:
-    assert (status, code) == (answer.status_code, answer.json()["code"]), answer.text
-    assert "application/problem+json" == answer.headers["content-type"]
-    return answer.json()
 
 
 def test_a_run_is_accepted_and_then_looked_at(clients: Clients) -> None:
@@ -135,19 +116,6 @@ def test_a_session_that_is_deleted_is_gone(clients: Clients) -> None:
 
 
 # Events
-
-
-def frames(answer: httpx2.Response) -> Any:
-    """The messages of a stream, as they come."""
-    message: dict[str, str] = {}
-    for line in answer.iter_lines():
-        if not line:
-            if message:
-                yield message
-            message = {}
-        elif not line.startswith(":"):
-            name, _, value = line.partition(":")
-            message[name] = value.strip()
 
 
 def test_a_stream_is_taken_up_again_where_it_broke(clients: Clients) -> None:

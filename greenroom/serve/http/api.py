@@ -1,5 +1,7 @@
 """The ASGI app: routes over one runtime. Holds ids, never handles: what serves a session may move at any time."""
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -13,6 +15,7 @@ from ...adapters.audit_log import AuditLog
 from ...adapters.http_settings import HttpSettings
 from ...adapters.key_file import KeyFile
 from ...domain.errors import GreenroomError
+from ...domain.webhook import WebhookTarget
 from . import ag_ui, approvals, events, health, problems, providers, runs, sessions, sockets
 from .caller import Callers
 from .edge import Edge
@@ -26,9 +29,19 @@ _TITLE = "Greenroom"
 _DESCRIPTION = "AI-agent sessions: runs that are queued, and one durable, sequenced stream of everything that happens."
 
 
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    service: Service = app.state.service
+    settings: HttpSettings = app.state.settings
+    await service.runtime.aset_webhooks(
+        [WebhookTarget(name=name, **webhook.model_dump()) for name, webhook in settings.webhooks.items()]
+    )
+    yield
+
+
 def create_app(runtime: Runtime, keys: KeyFile, audit: AuditLog, settings: HttpSettings) -> FastAPI:
     """The app over a runtime that lives."""
-    app = FastAPI(title=_TITLE, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(title=_TITLE, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=_lifespan)
     app.state.service = Service(runtime, settings)
     app.state.callers = Callers(keys, requests_per_minute=settings.requests_per_minute)
     app.state.settings = settings

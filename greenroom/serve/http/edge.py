@@ -55,6 +55,7 @@ class Edge:
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 headers["Trace-Id"] = trace_id
+                self._keep(scope, status, trace_id)
             await send(message)
 
         try:
@@ -62,10 +63,16 @@ class Edge:
         finally:
             self._tell(scope, status, trace_id, time.perf_counter() - started_at)
 
+    def _keep(self, scope: Scope, status: int, trace_id: str) -> None:
+        """What was asked to change something is on record before the caller hears of it."""
+        if scope["method"] not in _READS:
+            route, ids = _route_of(scope), _ids_of(scope)
+            self._audit.write(
+                method=scope["method"], route=route, status=status, trace_id=trace_id, **_who(scope), **ids
+            )
+
     def _tell(self, scope: Scope, status: int, trace_id: str, duration_s: float) -> None:
         method, route = scope.get("method", "WEBSOCKET"), _route_of(scope)
-        key = scope["state"].get("key")
-        who = {"key": key.id, "tenant": key.tenant} if key is not None else {}
         if route not in _QUIET or status >= _SERVER_ERROR:
             _log.info(
                 "request",
@@ -74,10 +81,8 @@ class Edge:
                 status=status,
                 duration_ms=round(duration_s * 1_000, 1),
                 trace_id=trace_id,
-                **who,
+                **_who(scope),
             )
-        if method not in _READS and method != "WEBSOCKET":
-            self._audit.write(method=method, route=route, status=status, trace_id=trace_id, **who, **_ids_of(scope))
 
 
 def _trace_id(headers: Headers) -> str:
@@ -93,6 +98,11 @@ def _trace_id(headers: Headers) -> str:
 def _route_of(scope: Scope) -> str:
     """The pattern of the path; what matches none is not repeated."""
     return getattr(scope.get("route"), "path", None) or "unknown"
+
+
+def _who(scope: Scope) -> dict[str, str]:
+    key = scope["state"].get("key")
+    return {"key": key.id, "tenant": key.tenant} if key is not None else {}
 
 
 def _ids_of(scope: Scope) -> dict[str, Any]:

@@ -49,6 +49,8 @@ BY_CATEGORY: Mapping[ErrorCategory, HTTPStatus] = {
 _OF_THE_FRAMEWORK: Mapping[HTTPStatus, tuple[str, str]] = {
     HTTPStatus.BAD_REQUEST: ("validation_error", "The body cannot be read."),
     HTTPStatus.NOT_FOUND: ("not_found", "There is nothing here; see /openapi.json."),
+    HTTPStatus.REQUEST_TIMEOUT: ("body_too_slow", "The body did not come in time."),
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: ("body_too_large", "The body is larger than this service takes."),
     HTTPStatus.METHOD_NOT_ALLOWED: ("method_not_allowed", "This cannot be done here; see /openapi.json."),
 }
 

@@ -119,7 +119,7 @@ class Service:
             self.streams -= 1
 
 
-def _service(connection: HTTPConnection) -> Service:
+async def _service(connection: HTTPConnection) -> Service:
     return connection.app.state.service
 
 
@@ -131,7 +131,7 @@ IdempotencyKey = Annotated[
 ]
 
 
-def _call_id(connection: HTTPConnection, idempotency_key: IdempotencyKey = None) -> str | None:
+async def _call_id(connection: HTTPConnection, idempotency_key: IdempotencyKey = None) -> str | None:
     if idempotency_key is None:
         return None
     return hashlib.sha256(f"{connection.url.path}\n{idempotency_key}".encode()).hexdigest()

@@ -3,13 +3,8 @@
 import asyncio
 from http import HTTPStatus
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from .problems import problem
-
-
-class _TooSlow(Exception):
-    """The body was not all there in time."""
 
 
 class SlowBody:
@@ -24,30 +19,18 @@ class SlowBody:
             await self._app(scope, receive, send)
             return
         deadline = asyncio.get_running_loop().time() + self._timeout_s
-        is_here = has_begun = False
+        is_here = False
 
         async def timed() -> Message:
             nonlocal is_here
-            if is_here:
+            if is_here:  # what comes now is that the client has left, whenever that is
                 return await receive()
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                raise _TooSlow from None
+                raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, headers={"Connection": "close"}) from None
             is_here = message["type"] != "http.request" or not message.get("more_body", False)
             return message
 
-        async def told(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
-            await send(message)
-
-        try:
-            await self._app(scope, timed, told)
-        except _TooSlow:
-            if has_begun:
-                raise
-            text = "The body did not come in time."
-            answer = problem(HTTPStatus.REQUEST_TIMEOUT, "body_too_slow", text, headers={"Connection": "close"})
-            await answer(scope, receive, send)
+        await self._app(scope, timed, send)
