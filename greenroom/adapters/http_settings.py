@@ -42,6 +42,8 @@ class HttpSettings(BaseModel):
     """A body that is not all there by then is not waited for."""
     max_streams: int = Field(default=MAX_STREAMS, ge=1)
     """Streams and long polls that one replica holds open at once."""
+    max_stream_s: float = Field(default=3_600.0, gt=0)
+    """A stream of events is ended after this long; its client goes on with its cursor, at whatever replica."""
     requests_per_minute: int | None = Field(default=None, ge=1)
     """Of each key at one replica; a minute's worth may come at once. None: as many as there are."""
     cors_origins: tuple[str, ...] = ()

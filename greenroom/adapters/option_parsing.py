@@ -31,7 +31,7 @@ def parse_options(options_type: type[OptionsT], given: Mapping[str, Any] | Optio
     if given is not None and not isinstance(given, Mapping):
         raise ValidationError(f"{field} must be a mapping, not {type(given).__name__}.", details={"field": field})
     values = dict(cast("Mapping[str, Any]", given or {}))
-    _refuse_unknown_keys(options_type, values, field)
+    _refuse_at_sight(options_type, values, field)
     try:
         return _adapter(options_type).validate_python(values)
     except PydanticError as exc:
@@ -44,7 +44,7 @@ def option_names(options_type: type[Any]) -> tuple[str, ...]:
     return tuple(fields)
 
 
-def _refuse_unknown_keys(options_type: type[Any], values: Mapping[str, Any], field: str) -> None:
+def _refuse_at_sight(options_type: type[Any], values: Mapping[str, Any], field: str) -> None:
     known = option_names(options_type)
     for key, value in values.items():
         if key not in known:
@@ -53,10 +53,19 @@ def _refuse_unknown_keys(options_type: type[Any], values: Mapping[str, Any], fie
             raise ValidationError(
                 f"{field}.{key} is not known; {hint}", details={"field": f"{field}.{key}", "nearest": near[:1]}
             )
+        if isinstance(value, bool | str) and _is_number(options_type, key):  # pydantic takes True for 1, and "1" too
+            raise ValidationError(f"{field}.{key} must be a number.", details={"field": f"{field}.{key}"})
         nested = _nested_type(options_type, key)
         if nested is not None:  # pydantic forbids extra keys at the top only
             for where, inner in _mappings(value, f"{field}.{key}"):
-                _refuse_unknown_keys(nested, inner, where)
+                _refuse_at_sight(nested, inner, where)
+
+
+@lru_cache(maxsize=256)
+def _is_number(options_type: type[Any], name: str) -> bool:
+    hint = get_type_hints(options_type).get(name)
+    parts = {*(get_args(hint) or (hint,))} - {type(None)}
+    return bool(parts) and parts <= {int, float}
 
 
 @lru_cache(maxsize=256)

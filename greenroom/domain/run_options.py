@@ -156,7 +156,7 @@ def merge_options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict
 
 def _policies_of(options: Mapping[str, Any]) -> list[Any]:
     """`policy` and `policies` as one list."""
-    several = options.get("policies") or ()
+    several = options.get("policies", ())
     if not isinstance(several, list | tuple):
         raise ValidationError("options.policies must be a list of policies.", details={"field": "options.policies"})
     found: list[Any] = list(several)  # pyright: ignore[reportUnknownArgumentType]  whatever a caller gave

@@ -284,10 +284,3 @@ def test_what_is_no_request_is_answered_in_one_form(clients: Clients) -> None:
     problem_of(client.get("/v1/sessions/ses_%00"), 404, "session_not_found")
     answer = client.get("/v1/sessions")
     assert ("nosniff", "no-store") == (answer.headers["x-content-type-options"], answer.headers["cache-control"])
-
-
-def test_the_openapi_file_names_every_route(clients: Clients) -> None:
-    described = clients().get("/openapi.json").json()
-
-    assert described["openapi"].startswith("3.1")
-    assert "/v1/sessions/{session_id}/events/stream" in described["paths"]

@@ -3,25 +3,22 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Any
 
 from ag_ui.core import RunAgentInput
-from fastapi import APIRouter, Body
-from pydantic import ValidationError as PydanticError
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from ...adapters.rendering.ag_ui import AgUiRun, encode, run_input
 from ...domain.api_key import ApiKey
-from ...domain.errors import ValidationError
 from .caller import Reader, Runner
 from .events import EventSourceResponse, event_stream
-from .openapi import problems, stream_of
+from .openapi import describe_stream, problems
 from .service import Service, TheService
 
 router = APIRouter(prefix="/v1/sessions/{session_id}", tags=["ag-ui"])
 
-_EXAMPLE = 'data: {"type": "RUN_STARTED", "threadId": "ses_...", "runId": "run_..."}\n\n'
-_STREAM = {200: stream_of("text/event-stream", _EXAMPLE)}
+_STREAM = {200: describe_stream({"data": '{"type": "RUN_STARTED", "threadId": "ses_1", "runId": "run_1"}'})}
 
 
 @router.post(
@@ -29,20 +26,12 @@ _STREAM = {200: stream_of("text/event-stream", _EXAMPLE)}
     response_class=EventSourceResponse,
     responses=problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.INSUFFICIENT_STORAGE, body=True) | _STREAM,
 )
-async def run_agent(
-    session_id: str, body: Annotated[dict[str, Any], Body()], key: Runner, service: TheService
-) -> Response:
+async def run_agent(session_id: str, body: RunAgentInput, key: Runner, service: TheService) -> Response:
     """Submit what is new in a RunAgentInput as a run, and stream it. What comes again with the same `runId` is the same
     run; a client that leaves cancels nothing."""
-    try:
-        asked = RunAgentInput.model_validate(body)
-    except PydanticError as exc:
-        first = exc.errors(include_url=False, include_input=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        raise ValidationError(f"{field}: {first['msg']}.", details={"field": field}) from None
     handle = await service.handle(key, session_id)
-    run_id = await service.ask(handle.submit_run.remote(run_input(asked), {}, f"ag-ui/{asked.run_id}"))
-    return await _stream(service, key, session_id, run_id, asked.run_id)
+    run_id = await service.ask(handle.submit_run, run_input(body), {}, f"ag-ui/{body.run_id}")
+    return await _stream(service, key, session_id, run_id, body.run_id)
 
 
 @router.get(

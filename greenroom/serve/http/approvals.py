@@ -31,6 +31,4 @@ async def decide_approval(
 ) -> None:
     """Let a waiting tool call run, or not. The log says that the key decided."""
     handle = await service.handle(key, session_id)
-    await service.change(
-        handle.decide_approval, approval_id, body.decision, body.reason, f"key {key.id}", call_id=call_id
-    )
+    await service.ask(handle.decide_approval, approval_id, body.decision, body.reason, f"key {key.id}", call_id=call_id)

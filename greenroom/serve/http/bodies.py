@@ -2,10 +2,13 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from .input_schemas import RUN_INPUT, RUN_OPTIONS
 
 Text = Annotated[str, Field(min_length=1, max_length=200)]
 Mapping = dict[str, Any]
+RunOptions = Annotated[Mapping, WithJsonSchema(RUN_OPTIONS)]
 
 
 class Body(BaseModel):
@@ -33,7 +36,7 @@ class SessionCreate(Body):
     """`package.module:function` each."""
     max_concurrent_runs: Annotated[int, Field(ge=1, le=1_000)] = 1
     max_queued_runs: Annotated[int, Field(ge=0, le=100_000)] = 100
-    run_defaults: Mapping = Field(default_factory=dict)
+    run_defaults: RunOptions = Field(default_factory=dict)
     budget: Mapping | None = None
 
 
@@ -44,15 +47,14 @@ class RunCreate(Body):
         extra="forbid", json_schema_extra={"examples": [{"input": "Hello!", "options": {"deadline_s": 60}}]}
     )
 
-    input: str | Mapping
-    """Text, `{"prompt": "..."}`, or `{"messages": [{"role", "content"}, ...]}`."""
-    options: Mapping = Field(default_factory=dict)
+    input: Annotated[str | Mapping, WithJsonSchema(RUN_INPUT)]
+    options: RunOptions = Field(default_factory=dict)
 
 
 class Steering(Body):
     """A message for a run that is under way."""
 
-    message: Annotated[str, Field(min_length=1)]
+    message: Annotated[str, Field(pattern=r"\S")]
 
 
 class Reason(Body):

@@ -1,12 +1,13 @@
 """Routes of events: pages, and streams that a client takes up again where it left off."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
 from starlette.responses import JSONResponse, Response
@@ -15,8 +16,8 @@ from starlette.types import Receive, Scope, Send
 from ...domain.errors import GreenroomError, ResyncRequired
 from ...domain.event import Event
 from .caller import Reader
-from .event_queries import MAX_SEQ, After, LastEventId, RunId, Types, event_types, seq_to_follow
-from .openapi import problems, stream_of
+from .event_queries import CURSOR, MAX_SEQ, After, LastEventId, RunId, Types, event_types, seq_to_follow
+from .openapi import describe_stream, problems
 from .records import EventPage
 from .runs import MAX_WAIT_S
 from .service import Service, TheService
@@ -27,8 +28,7 @@ HEARTBEAT_S = 15
 SEND_TIMEOUT_S = 60.0
 """A client that takes nothing for so long is dropped; it comes back with its Last-Event-ID."""
 
-_EXAMPLE = 'id: 7\nevent: run_started\ndata: {"seq": 7, "type": "run_started", ...}\n\n'
-_STREAM = {200: stream_of("text/event-stream", _EXAMPLE)}
+_STREAM = {200: describe_stream({"id": "7", "event": "run_started", "data": '{"seq": 7, "type": "run_started"}'})}
 
 
 @router.get(
@@ -52,9 +52,9 @@ async def read_events(
     query = (after, before, limit, run_id, event_types(types), None, wait_s)
     if wait_s:
         with service.open_stream():
-            events = await service.ask(handle.read_events.remote(*query))
+            events = await service.ask(handle.read_events, *query)
     else:
-        events = await service.ask(handle.read_events.remote(*query))
+        events = await service.ask(handle.read_events, *query)
     page = {"events": [event.to_dict() for event in events], "next_after": events[-1].seq if events else after}
     return JSONResponse(page)
 
@@ -90,13 +90,13 @@ async def stream_events(
     return event_stream(service, messages())
 
 
-@router.get("/events/stream", response_class=EventSourceResponse, responses=problems() | _STREAM)
+@router.get("/events/stream", response_class=EventSourceResponse, responses=problems(HTTPStatus.GONE) | _STREAM)
 async def stream_feed(
     key: Reader,
     service: TheService,
-    after: Annotated[str | None, Query(max_length=2_000, description="A cursor that this feed has sent.")] = None,
+    after: Annotated[str | None, Query(pattern=CURSOR, description="A cursor that this feed has sent.")] = None,
     types: Types = None,
-    last_event_id: LastEventId = None,
+    last_event_id: Annotated[str | None, Header(pattern=CURSOR, description="Goes before `after`.")] = None,
 ) -> Response:
     """All of the tenant's sessions in one stream, each session's events in their order. `id` is a cursor of this feed;
     without one it begins with what is new. The first message is `ready`, with the cursor that it begins at."""
@@ -119,13 +119,18 @@ def message_of(event: Event, cursor: str) -> dict[str, Any]:
 
 
 def event_stream(service: Service, messages: AsyncGenerator[dict[str, Any]]) -> EventSourceResponse:
-    """The messages as they come; what goes wrong is the last one."""
+    """The messages as they come, for as long as a stream may last; what goes wrong is the last one."""
+    ends_at = asyncio.get_running_loop().time() + service.max_stream_s
 
     async def guarded() -> AsyncGenerator[dict[str, Any]]:
         async with aclosing(messages):
             try:
-                async for message in messages:
+                while True:
+                    async with asyncio.timeout_at(ends_at):
+                        message = await anext(messages)
                     yield message
+            except (StopAsyncIteration, TimeoutError):
+                return
             except ResyncRequired as exc:
                 yield {"event": exc.code, "data": json.dumps({"lowest_seq": exc.details.get("lowest_seq")})}
             except GreenroomError as exc:

@@ -13,7 +13,7 @@ from ...domain.errors import GreenroomError
 from ..ingress import is_loopback
 from .caller import bearer_token
 from .metrics import registry_of
-from .openapi import only_problems, problems, stream_of
+from .openapi import only_problems, problems
 from .problems import problem
 from .records import HealthRecord
 from .service import TheService
@@ -51,7 +51,8 @@ async def _may_scrape(connection: HTTPConnection) -> None:
 @router.get(
     "/metrics",
     response_class=Response,
-    responses=problems() | {200: stream_of("text/plain", "greenroom_sessions 3.0\n")},
+    responses=problems()
+    | {200: {"description": "Metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
     dependencies=[Depends(_may_scrape)],
 )
 async def show_metrics(service: TheService) -> Response:

@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field
 
+from .input_schemas import option_schemas, with_references
 from .problems import MEDIA_TYPE
 
 Responses = dict[int | str, dict[str, Any]]
@@ -69,15 +70,21 @@ def describe(app: FastAPI, *, title: str, version: str, description: str) -> Non
                 tags=[{"name": name, "description": text} for name, text in _TAGS],
             )
             schemas: dict[str, Any] = found.setdefault("components", {}).setdefault("schemas", {})
-            schemas["Problem"] = Problem.model_json_schema()
+            schemas |= {"Problem": Problem.model_json_schema(), **option_schemas()}
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
-            app.openapi_schema = found
+            app.openapi_schema = with_references(found)
+        assert app.openapi_schema is not None, "it was made"
         return app.openapi_schema
 
     app.openapi = whole
 
 
-def stream_of(media_type: str, example: str) -> dict[str, Any]:
-    """The description of an answer that is a stream."""
-    return {"description": "The stream.", "content": {media_type: {"schema": {"type": "string"}, "example": example}}}
+def describe_stream(example: dict[str, str]) -> dict[str, Any]:
+    """The description of an answer that is a stream of server-sent events; the schema is that of each."""
+    text = {"type": "string"}
+    schema = {"type": "object", "properties": {"id": text, "event": text, "data": text}, "required": ["data"]}
+    return {
+        "description": "A stream of events.",
+        "content": {"text/event-stream": {"schema": schema, "example": example}},
+    }

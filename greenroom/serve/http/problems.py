@@ -9,6 +9,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from ...adapters.logs import get_logger
 from ...domain.errors import ErrorCategory, GreenroomError, NotFound, RunNotFound, SessionNotFound
@@ -118,12 +119,28 @@ async def answer_invalid_request(_: Request, exc: Exception) -> JSONResponse:
     return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "validation_error", f"{field}: {first['msg']}.", field=field)
 
 
-async def answer_http_error(_: Request, exc: Exception) -> JSONResponse:
+async def answer_http_error(request: Request, exc: Exception) -> JSONResponse:
     """What the framework itself refuses: an unknown path, a wrong method."""
     assert isinstance(exc, HTTPException), "it is registered for no other"
     status = HTTPStatus(exc.status_code)
     code, text = _OF_THE_FRAMEWORK.get(status, (status.phrase.lower().replace(" ", "_"), f"{status.phrase}."))
-    return problem(status, code, text, headers=exc.headers)
+    headers = dict(exc.headers or {})
+    if status is HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = _methods_at(request)
+    return problem(status, code, text, headers=headers)
+
+
+def _methods_at(request: Request) -> str:
+    """What may be done at the path; the framework names the methods of the first of its routes alone."""
+    described: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
+    path = request.url.path
+    found = {
+        method.upper()
+        for pattern, methods in described.items()
+        if compile_path(pattern)[0].fullmatch(path)
+        for method in methods
+    }
+    return ", ".join(sorted(found or {"GET"}))
 
 
 async def answer_fault(_: Request, exc: Exception) -> JSONResponse:

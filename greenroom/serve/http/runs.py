@@ -45,7 +45,7 @@ async def submit_run(
     """Queue a run: answered once that is durable. A client that leaves cancels nothing."""
     handle = await service.handle(key, session_id)
     await service.check_run(key, body.options)
-    run_id = await service.ask(handle.submit_run.remote(body.input, body.options, idempotency_key))
+    run_id = await service.ask(handle.submit_run, body.input, body.options, idempotency_key)
     headers = {"Location": f"/v1/sessions/{session_id}/runs/{run_id}"}
     return JSONResponse({"run_id": run_id}, status_code=HTTPStatus.ACCEPTED, headers=headers)
 
@@ -60,7 +60,7 @@ async def list_runs(
     limit: Limit = 100,
 ) -> Response:
     """The session's runs, in the order in which they were made."""
-    await service.handle(key, session_id)
+    await service.session(key, session_id)
     found = await service.runtime.alist_runs(session_id=session_id, status=status, after=cursor, limit=limit)
     next_cursor = found[-1].id if len(found) == limit else None
     return JSONResponse({"items": [public(run) for run in found], "next_cursor": next_cursor})
@@ -73,7 +73,7 @@ async def show_run(session_id: str, run_id: str, key: Reader, service: TheServic
     if wait_s and not run.status.is_terminal:
         handle = await service.handle(key, session_id)
         with service.open_stream(), contextlib.suppress(GreenroomError):  # how it ended, and if, is in its record
-            await service.ask(handle.await_run.remote(run_id, wait_s))
+            await service.ask(handle.await_run, run_id, wait_s)
         run = await service.run(key, session_id, run_id)
     return JSONResponse(public(run))
 
@@ -86,7 +86,7 @@ async def cancel_run(
     await service.run(key, session_id, run_id)
     handle = await service.handle(key, session_id)
     reason = body.reason if body else None
-    return JSONResponse({"cancelled": await service.change(handle.cancel_run, run_id, reason, call_id=call_id)})
+    return JSONResponse({"cancelled": await service.ask(handle.cancel_run, run_id, reason, call_id=call_id)})
 
 
 @router.post("/{run_id}/interrupt", response_model=Cancelled, responses=_CHANGES)
@@ -94,7 +94,7 @@ async def interrupt_run(session_id: str, run_id: str, key: Runner, service: TheS
     """Stop the run's current turn, and keep what it has produced."""
     await service.run(key, session_id, run_id)
     handle = await service.handle(key, session_id)
-    return JSONResponse({"cancelled": await service.change(handle.interrupt_run, run_id, call_id=call_id)})
+    return JSONResponse({"cancelled": await service.ask(handle.interrupt_run, run_id, call_id=call_id)})
 
 
 @router.post("/{run_id}/steer", response_model=SteerReceiptRecord, responses=_CHANGES)
@@ -104,5 +104,5 @@ async def steer_run(
     """Hand a message to a run that is under way."""
     await service.run(key, session_id, run_id)
     handle = await service.handle(key, session_id)
-    receipt = await service.change(handle.steer_run, run_id, body.message, call_id=call_id)
+    receipt = await service.ask(handle.steer_run, run_id, body.message, call_id=call_id)
     return JSONResponse({"run_id": receipt.run_id, "delivered": receipt.delivered, "seq": receipt.seq})

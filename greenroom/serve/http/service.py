@@ -1,6 +1,8 @@
 """What the routes share: the runtime, and sessions as the tenant of a key may see them."""
 
+import asyncio
 import hashlib
+import secrets
 from collections import OrderedDict
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ from ...actors.runtime import Runtime
 from ...actors.session_handle import RemoteMethod, SessionHandle
 from ...adapters.http_settings import HttpSettings
 from ...domain.api_key import ApiKey
-from ...domain.errors import RateLimited, RunNotFound, SessionNotFound
+from ...domain.errors import RateLimited, RunNotFound, SessionMoved, SessionNotFound
 from ...domain.identifiers import SESSION_ID
 from ...domain.run import Run
 from ...domain.session import Session
@@ -25,6 +27,8 @@ from .grants import Grants
 _RETRY_STREAM_S = 5.0
 
 MAX_KNOWN_SESSIONS = 10_000
+
+_MOVED_PAUSES_S = (0.05, 0.2, 1.0, 2.0)
 
 
 class _Known(NamedTuple):
@@ -42,6 +46,8 @@ class Service:
         self.runtime = runtime
         self._grants = Grants(settings)
         self._max_streams = settings.max_streams
+        self.max_stream_s = settings.max_stream_s
+        """How long a stream of events may last before its client has to take it up again."""
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self.streams = 0
         """Streams and long polls that are open."""
@@ -94,16 +100,18 @@ class Service:
         return run
 
     @staticmethod
-    async def ask(answer: Any) -> Any:
-        """The answer of a session, its errors bare."""
-        try:
-            return await answer
-        except ray.exceptions.RayError as exc:
-            raise_bare(exc)
+    async def ask(method: RemoteMethod, *args: Any, call_id: str | None = None) -> Any:
+        """What a session answers; its errors are bare. What comes again with the same call id has its effect once.
 
-    async def change(self, method: RemoteMethod, *args: Any, call_id: str | None) -> Any:
-        """Call a method that changes something; what comes again with its Idempotency-Key has its effect once."""
-        return await self.ask(method.options(call_id=call_id).remote(*args))
+        A server that goes while it is asked is nothing that a caller need know of: the session is asked again.
+        """
+        call = method.options(call_id=call_id or secrets.token_hex(12))
+        for pause_s in _MOVED_PAUSES_S:
+            try:
+                return await _answer(call, args)
+            except SessionMoved:
+                await asyncio.sleep(pause_s)
+        return await _answer(call, args)
 
     @contextmanager
     def open_stream(self) -> Generator[None]:
@@ -117,6 +125,13 @@ class Service:
             yield
         finally:
             self.streams -= 1
+
+
+async def _answer(call: RemoteMethod, args: tuple[Any, ...]) -> Any:
+    try:
+        return await call.remote(*args)
+    except ray.exceptions.RayError as exc:
+        raise_bare(exc)
 
 
 async def _service(connection: HTTPConnection) -> Service:

@@ -113,7 +113,7 @@ async def delete_session(session_id: str, key: Admin, service: TheService) -> No
 async def show_status(session_id: str, key: Reader, service: TheService) -> Response:
     """What the session is doing right now. Wakes it if it sleeps."""
     handle = await service.handle(key, session_id)
-    return JSONResponse((await service.ask(handle.status.remote())).to_dict())
+    return JSONResponse((await service.ask(handle.status)).to_dict())
 
 
 @router.post("/{session_id}/pause", response_model=SessionRecord, responses=_ENDS)
@@ -142,7 +142,7 @@ async def cancel(session_id: str, key: Runner, service: TheService, call_id: Cal
 
 async def _changed(session_id: str, verb: str, key: ApiKey, service: TheService, call_id: str | None) -> Response:
     handle = await service.handle(key, session_id)
-    await service.change(getattr(handle, verb), call_id=call_id)
+    await service.ask(getattr(handle, verb), call_id=call_id)
     return _answer(await service.session(key, session_id))
 
 
@@ -156,4 +156,4 @@ async def show_transcript(
 ) -> Response:
     """What was said in the session."""
     handle = await service.handle(key, session_id)
-    return JSONResponse({"messages": await service.ask(handle.transcript.remote(max_messages, max_tokens))})
+    return JSONResponse({"messages": await service.ask(handle.transcript, max_messages, max_tokens)})
