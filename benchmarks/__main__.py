@@ -17,7 +17,7 @@ from rich.table import Table
 import greenroom
 from greenroom.actors import ray_cluster
 
-from . import agents, appends, lifecycle, sessions, store
+from . import agents, appends, http, lifecycle, sessions, store
 from .measuring import Figure, save, start_pinger
 
 ROUNDS = 3
@@ -29,9 +29,11 @@ def main() -> int:
     figures = asyncio.run(store.measure(console)) if not wanted or "store" in wanted else []
     if not wanted or "lifecycle" in wanted:
         figures = _lifecycle(console) + figures
+    if not wanted or "http" in wanted:
+        figures = http.measure(console) + figures
     if "agents" in wanted:
         figures = agents.measure(console) + figures
-    rounds = [] if wanted and set(wanted) <= {"store", "lifecycle", "agents"} else _rounds(wanted, console)
+    rounds = [] if wanted and set(wanted) <= {"store", "lifecycle", "agents", "http"} else _rounds(wanted, console)
     if rounds:
         figures = [_median([each[index] for each in rounds]) for index in range(len(rounds[0]))] + figures
     Console(width=150).print(_table(figures))

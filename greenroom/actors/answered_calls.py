@@ -12,6 +12,8 @@ class AnsweredCalls(Generic[AnswerT]):
     def __init__(self, bound: int) -> None:
         self._bound = bound
         self._answers: OrderedDict[str | bytes, AnswerT] = OrderedDict()
+        self.has_forgotten = False
+        """Whether there were too many at some time."""
 
     def __contains__(self, key: object) -> bool:
         return key in self._answers
@@ -27,3 +29,4 @@ class AnsweredCalls(Generic[AnswerT]):
         self._answers[key] = answer
         if len(self._answers) > self._bound:
             self._answers.popitem(last=False)
+            self.has_forgotten = True

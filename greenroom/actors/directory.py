@@ -219,8 +219,10 @@ class Directory:
             if name is None or name == asker:
                 if name is None:
                     await self._prepare(session_id, spec, tools, is_new=is_new)
-                name = await self._bind(session_id, spec, idempotency_key, alone=alone)
-            return {"session_id": session_id, "name": name, "actor": self._pool.actor(name)}
+                name, session = await self._bind(session_id, spec, idempotency_key, alone=alone)
+            else:
+                session = None
+            return {"session_id": session_id, "name": name, "actor": self._pool.actor(name), "session": session}
 
     async def _server_of(self, session_id: str, *, is_new: bool) -> str | None:
         """The server that has the session by all that is known here."""
@@ -260,8 +262,9 @@ class Directory:
 
     async def _bind(
         self, session_id: str, spec: SessionSpec | None, idempotency_key: str | None, *, alone: bool
-    ) -> str:
-        """Have a server take the session over; one that dies on the way is replaced by another."""
+    ) -> tuple[str, Session | None]:
+        """Have a server take the session over; one that dies on the way is replaced by another. Its name, and the
+        record as of now, if it did not have the session already."""
         groups = await self._groups(session_id, spec)
         while True:
             name = self._placement.server_of(session_id)
@@ -285,7 +288,7 @@ class Directory:
                 alone = True
             elif self._placement.server_of(session_id) == name:
                 self._epochs[session_id] = answer["epoch"]
-                return name
+                return name, answer["session"]
 
     def _lock(self, key: str) -> asyncio.Lock:
         lock = self._locks.get(key)

@@ -136,7 +136,7 @@ class LiveSession:
         self._steering = SteeringDesk(providers, self._writer)
         self._subscriptions = Subscriptions(session.id, self.feed, log)
         self._run_count = 0
-        self._submissions = Submissions(session, log)
+        self._submissions = Submissions(session, log, is_first=epoch == 1)
         self._last_call: str | None = session.last_call_id
         """The call that changed the session's status last: it may come again."""
         self._draining = session.pause_reason == DRAINED

@@ -203,7 +203,9 @@ class Runtime:
         placed = await self._ask(
             self._directory.open_session.remote(session_id, spec, _packed(tools), idempotency_key, call_id)
         )
-        return SessionHandle(placed["session_id"], self._address, placed["actor"])
+        handle = SessionHandle(placed["session_id"], self._address, placed["actor"])
+        handle.opened_as = placed["session"]
+        return handle
 
     def open_session(self, session_id: str | None = None, **arguments: Any) -> SessionHandle:
         """See aopen_session."""

@@ -8,6 +8,7 @@ import ray
 
 from ..domain.errors import RuntimeGone
 from ..domain.event_log import EventQuery
+from ..domain.session import Session
 from ..domain.sharding import shard_of
 from .address import DIRECTORY, RuntimeAddress, event_store_name
 from .event_stream import EventStream
@@ -51,6 +52,9 @@ class SessionHandle:
 
     def __init__(self, session_id: str, address: RuntimeAddress, actor: Any = None) -> None:
         self.session_id = session_id
+        self.opened_as: Session | None = None
+        """The record as it was when `open_session` gave this handle, where that brought the session to a server; does
+        not travel."""
         self._address = address
         self._directory: Any = None
         self._store: Any = None

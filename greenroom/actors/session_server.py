@@ -107,16 +107,18 @@ class SessionServer:
     ) -> dict[str, Any]:
         """Take the session over, creating it from the spec if it does not exist yet.
 
-        `needs_own` when it may not be here, since the server is shared: then nothing has changed.
+        `needs_own` when it may not be here, since the server is shared: then nothing has changed. `session` is the
+        record as of now, if it was not here before.
         """
         async with self._lock(session_id):
             live = self._live.get(session_id)
-            if live is None:
-                try:
-                    live = await self._activate(session_id, spec, idempotency_key, shared=shared)
-                except NeedsOwnServer:
-                    return {"needs_own": True}
-        return {"needs_own": False, "epoch": live.epoch}
+            if live is not None:
+                return {"needs_own": False, "epoch": live.epoch, "session": None}
+            try:
+                live = await self._activate(session_id, spec, idempotency_key, shared=shared)
+            except NeedsOwnServer:
+                return {"needs_own": True}
+            return {"needs_own": False, "epoch": live.epoch, "session": live.session}
 
     async def held(self) -> dict[str, Any]:
         """What it has, for a Directory that has just been started."""

@@ -26,9 +26,11 @@ _STEERED = frozenset({EventType.SESSION_STEERED})
 class Submissions:
     """Call ids, idempotency keys and run options of one session."""
 
-    def __init__(self, session: Session, log: EventLog) -> None:
+    def __init__(self, session: Session, log: EventLog, *, is_first: bool) -> None:
+        """`is_first`: nobody has owned the session before, so that the log knows of no keys that this does not."""
         self._session = session
         self._log = log
+        self._is_first = is_first
         self._answers: AnsweredCalls[list[str]] = AnsweredCalls(MAX_KEPT_CALLS)
         self._keys: AnsweredCalls[str] = AnsweredCalls(MAX_KEPT_CALLS)
         self._options: AnsweredCalls[RunOptions] = AnsweredCalls(MAX_KEPT_OPTIONS)
@@ -61,7 +63,7 @@ class Submissions:
             if not isinstance(key, str) or not key:  # pyright: ignore[reportUnnecessaryIsInstance]  callers are not type-checked
                 raise ValidationError("idempotency_key must be text.", details={"field": "idempotency_key"})
             require_json_safe(key, field="idempotency_key")
-            if key not in self._keys:
+            if key not in self._keys and (steering or self._keys.has_forgotten or not self._is_first):
                 stored = await self._log.find_run_by_key(self._session.id, key)
                 if stored is None and steering:
                     stored = await self._steered_with(key)

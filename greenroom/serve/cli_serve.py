@@ -18,6 +18,11 @@ from .ingress import is_loopback, quick_ingress
 if TYPE_CHECKING:
     from ..adapters.settings import Settings
 
+_LISTENS_ALREADY = (
+    "Ray Serve listens on this cluster already: another `greenroom serve` of this data_dir, or an application of your"
+    " own. End that, or deploy greenroom.serve.app:build with `serve run` beside it."
+)
+
 
 def serve(
     context: typer.Context,
@@ -35,19 +40,22 @@ def serve(
     _check_reach(settings, host)
     with quick_ingress(), opened_runtime(invocation) as runtime:
         note("Starting the service ...")
+        ray_serve: Any = importlib.import_module("ray.serve")  # takes a second, and its types are not whole
+        if ray_serve.status().proxies:
+            raise InvalidOperation(_LISTENS_ALREADY)
         args = {
             "data_dir": runtime.data_dir,
             "http": {**settings.http.model_dump(), "host": host, "port": port},
             "replicas": replicas,
             "local": is_loopback(host),
         }
-        _listen(host, port, args, debug=invocation.debug)
         try:
+            _listen(ray_serve, host, port, args, debug=invocation.debug)
             sys.stdout.write(f"Greenroom serves {runtime.data_dir} on http://{host}:{port}\n")
             sys.stdout.flush()
             threading.Event().wait()
         finally:
-            _leave()
+            ray_serve.shutdown()  # requests under way have their time; then nothing listens any more
     return OK
 
 
@@ -65,22 +73,8 @@ def _check_reach(settings: "Settings", host: str) -> None:
         )
 
 
-def _listen(host: str, port: int, args: dict[str, Any], *, debug: bool) -> None:
-    ray_serve: Any = importlib.import_module("ray.serve")  # takes a second, and its types are not whole
-
+def _listen(ray_serve: Any, host: str, port: int, args: dict[str, Any], *, debug: bool) -> None:
     if not debug:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    if ray_serve.status().proxies:
-        raise InvalidOperation(
-            "Ray Serve listens on this cluster already: another `greenroom serve` of this data_dir, or an application"
-            " of your own. End that, or deploy greenroom.serve.app:build with `serve run` beside it."
-        )
     ray_serve.start(http_options={"host": host, "port": port})
     ray_serve.run(build(args), name=NAME, route_prefix="/")
-
-
-def _leave() -> None:
-    """Requests under way have their time; then nothing listens any more."""
-    ray_serve: Any = importlib.import_module("ray.serve")  # loaded before
-
-    ray_serve.shutdown()

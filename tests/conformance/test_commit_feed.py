@@ -94,9 +94,7 @@ async def test_a_reader_at_the_end_is_woken_by_its_own_tenants_commits_only(path
         client = EventLogClient(store)
         await written(client, 3)
         ours, theirs = await Writer.of(client, "ses_0"), await Writer.of(client, "ses_1")
-        reading = asyncio.create_task(
-            store.read_feed(store.newest_batch(), tenant="acme", types=EVERY_TYPE, wait_s=60)
-        )
+        reading = asyncio.create_task(store.read_feed(store.newest_batch(), tenant="acme", types=EVERY_TYPE, wait_s=60))
         for _ in range(20):
             await theirs.append(event("not yours"))
         assert not reading.done()

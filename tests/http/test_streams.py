@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -90,7 +90,7 @@ def test_what_is_no_place_in_the_feed_is_refused(clients: Clients, after: str, c
 
 
 @contextmanager
-def socket_of(client: httpx2.Client, path: str, **options: Any) -> Iterator[ClientConnection]:
+def socket_of(client: httpx2.Client, path: str, **options: Any) -> Generator[ClientConnection]:
     url = str(client.base_url).replace("http", "ws").rstrip("/") + path
     with connect(url, **options) as socket:
         yield socket
@@ -240,7 +240,7 @@ class Receiver:
 
 
 @contextmanager
-def receiving(answer: Callable[[int], int] = lambda _: 200) -> Iterator[Receiver]:
+def receiving(answer: Callable[[int], int] = lambda _: 200) -> Generator[Receiver]:
     receiver = Receiver(answer)
     try:
         yield receiver

@@ -4,9 +4,13 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
 from ...domain.errors import InvalidOperation
+
+if TYPE_CHECKING:
+    from .streams import AsyncStream
 
 ResultT = TypeVar("ResultT")
 
@@ -19,6 +23,11 @@ class OwnLoop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._is_stopped = False
+        self._streams: WeakSet[AsyncStream[Any]] = WeakSet()
+
+    def keeps(self, stream: "AsyncStream[Any]") -> None:
+        """The stream is closed before the loop ends, if nobody has closed it."""
+        self._streams.add(stream)
 
     def start(self, work: Coroutine[Any, Any, ResultT]) -> Future[ResultT]:
         """Begin it, and do not wait. InvalidOperation when the loop was stopped."""
@@ -47,7 +56,7 @@ class OwnLoop:
         if was_stopped or loop is None or thread is None:
             return
         try:
-            asyncio.run_coroutine_threadsafe(_end(last), loop).result()
+            asyncio.run_coroutine_threadsafe(_end(list(self._streams), last), loop).result()
         finally:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
@@ -65,10 +74,11 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     loop.close()
 
 
-async def _end(last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def _end(streams: "list[AsyncStream[Any]]", last: Callable[[], Coroutine[Any, Any, None]]) -> None:
     running = asyncio.all_tasks() - {asyncio.current_task()}
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
-    await asyncio.get_running_loop().shutdown_asyncgens()
+    for stream in streams:  # by themselves their generators would be closed all at once, those within others too
+        await stream.aclose()
     await last()

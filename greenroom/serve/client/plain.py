@@ -62,6 +62,7 @@ class Stream(Generic[ItemT]):
     def __init__(self, source: AsyncStream[ItemT], loop: OwnLoop) -> None:
         self._source = source
         self._loop = loop
+        loop.keeps(source)
         self._ready: deque[ItemT] = deque(maxlen=1)
         """An item that came when nobody waited any more."""
         self._turn = asyncio.Lock()

@@ -69,13 +69,11 @@ async def list_runs(
 @router.get("/{run_id}", response_model=RunRecord)
 async def show_run(session_id: str, run_id: str, key: Reader, service: TheService, wait_s: WaitS = 0) -> Response:
     """The run's record; with `wait_s` once it has ended, or the wait is over."""
-    run = await service.run(key, session_id, run_id)
-    if wait_s and not run.status.is_terminal:
+    if wait_s:
         handle = await service.handle(key, session_id)
         with service.open_stream(), contextlib.suppress(GreenroomError):  # how it ended, and if, is in its record
             await service.ask(handle.await_run, run_id, wait_s)
-        run = await service.run(key, session_id, run_id)
-    return JSONResponse(public(run))
+    return JSONResponse(public(await service.run(key, session_id, run_id)))
 
 
 @router.post("/{run_id}/cancel", response_model=Cancelled, responses=_CHANGES)

@@ -35,7 +35,7 @@ class _Known(NamedTuple):
     """What is remembered of a session: whose it is, which never changes, and a handle, which is never stale. Whether
     it is still there, its own answers say."""
 
-    tenant: str | None
+    tenant: str
     handle: SessionHandle
 
 
@@ -83,13 +83,18 @@ class Service:
         """A handle of the session. SessionNotFound also for one of another tenant."""
         known = self._known.get(session_id)
         if known is None:
-            session = await self.session(key, session_id)
-            known = self._known[session_id] = _Known(session.tenant, self.runtime.handle(session_id))
-            if len(self._known) > MAX_KNOWN_SESSIONS:
-                self._known.popitem(last=False)
-        elif known.tenant != key.tenant:
+            await self.session(key, session_id)
+            return self.remember(key, self.runtime.handle(session_id))
+        if known.tenant != key.tenant:
             raise SessionNotFound
         return known.handle
+
+    def remember(self, key: ApiKey, handle: SessionHandle) -> SessionHandle:
+        """A session of the key's tenant need not be looked up again."""
+        self._known[handle.session_id] = _Known(key.tenant, handle)
+        if len(self._known) > MAX_KNOWN_SESSIONS:
+            self._known.popitem(last=False)
+        return handle
 
     async def run(self, key: ApiKey, session_id: str, run_id: str) -> Run:
         """The run's record. RunNotFound also for one of another session."""

@@ -66,7 +66,8 @@ async def open_session(
     handle = await service.runtime.aopen_session(
         **given, idempotency_key=None if idempotency_key is None else f"{key.tenant}/{idempotency_key}"
     )
-    session = await service.session(key, handle.session_id)
+    session = handle.opened_as or await service.session(key, handle.session_id)
+    service.remember(key, handle)
     headers = {"Location": f"/v1/sessions/{session.id}"}
     return JSONResponse(public(session), status_code=HTTPStatus.CREATED, headers=headers)
 
