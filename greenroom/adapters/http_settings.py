@@ -5,7 +5,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..domain.event import EventType
 
 MAX_BODY_BYTES = 1 << 20
-MAX_STREAMS = 10_000
+MAX_STREAMS = 5_000
 
 
 class HttpGrant(BaseModel):

@@ -25,7 +25,7 @@ NAME = "greenroom"
 MAX_ONGOING_REQUESTS = 20_000
 """Of one replica: nearly all of them are streams that wait."""
 
-_GRACE_S = 20.0
+_GRACE_S = 10.0
 """For requests under way when a replica is to go. Its streams end at once, and are taken up again elsewhere."""
 
 _HEALTH_PERIOD_S = 5.0

@@ -8,6 +8,7 @@ that may administer it where every user can reach it, and answers 500 in plain t
 import importlib
 import ipaddress
 import os
+import resource
 import shutil
 import socket
 import tempfile
@@ -17,6 +18,11 @@ from pathlib import Path
 from typing import Any
 
 _SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
+
+MAX_CONNECTIONS = 25_000
+"""That HAProxy holds at once, if it may have the files: it needs five for two of them, and does not start with less."""
+
+_OTHER_FILES = 500
 
 _NO_REPLICA_BODY = (
     '{"type":"about:blank","title":"Service Unavailable","status":503,"code":"unavailable",'
@@ -47,6 +53,9 @@ def quick_ingress() -> Generator[None]:
     """Ray that is started in this block serves HTTP through HAProxy, if this machine has it; through Serve's own proxy
     otherwise, and when the environment says so (RAY_SERVE_ENABLE_HA_PROXY=0)."""
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    connections = MAX_CONNECTIONS if files < 0 else min(MAX_CONNECTIONS, (files - _OTHER_FILES) * 2 // 5)
+    os.environ.setdefault("RAY_SERVE_HAPROXY_MAXCONN", str(connections))
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")  # 30: nobody else has to notice
     binary = None if os.environ.get(_SWITCH) else _haproxy()
     if binary is None:
