@@ -1,7 +1,9 @@
 """What a session has answered: so that what comes again gets the first answer."""
 
+import asyncio
 from collections import OrderedDict
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, TypeVar
 
 AnswerT = TypeVar("AnswerT")
 
@@ -30,3 +32,39 @@ class AnsweredCalls(Generic[AnswerT]):
         if len(self._answers) > self._bound:
             self._answers.popitem(last=False)
             self.has_forgotten = True
+
+    def drop(self, key: str | bytes) -> None:
+        """Forget one answer, if it is there."""
+        self._answers.pop(key, None)
+
+
+class CallsOnce:
+    """What comes again with the same call id, also while the first is under way, has its effect once and gets the first
+    answer. A call that failed has had no effect, and may come again."""
+
+    def __init__(self, bound: int) -> None:
+        self._calls: AnsweredCalls[asyncio.Future[Any]] = AnsweredCalls(bound)
+
+    def __contains__(self, call_id: object) -> bool:
+        """Whether it has come before, and has not failed."""
+        return call_id in self._calls
+
+    async def do(self, call_id: str, work: Callable[[], Awaitable[AnswerT]]) -> AnswerT:
+        """What the work answers. It begins at once, before anything else has its turn."""
+        known = self._calls.get(call_id)
+        if known is not None:
+            return await asyncio.shield(known)
+        answer: asyncio.Future[AnswerT] = asyncio.get_running_loop().create_future()
+        self._calls.keep(call_id, answer)
+        try:
+            result = await work()
+        except BaseException as exc:
+            self._calls.drop(call_id)
+            if isinstance(exc, asyncio.CancelledError):
+                answer.cancel()
+            else:
+                answer.set_exception(exc)
+                answer.exception()  # nobody else may be waiting
+            raise
+        answer.set_result(result)
+        return result

@@ -22,7 +22,7 @@ from ..domain.session import Session
 from ..domain.verification import Verification
 
 if TYPE_CHECKING:  # whoever starts this actor must not pay for DuckDB (23 MB, and its chatter at exit)
-    from ..adapters.duckdb.commit_feed import FeedPage
+    from ..adapters.duckdb.commit_feed import FeedEnd, FeedPage
     from ..adapters.duckdb.event_store import DuckDBEventStore
 
 _log = get_logger(__name__)
@@ -114,8 +114,8 @@ class EventStore:
     async def status_counts(self) -> dict[str, dict[str, int]]:
         return await (await self._opened()).status_counts()
 
-    async def newest_batch(self) -> int:
-        return (await self._opened()).newest_batch()
+    async def end_of_feed(self) -> "FeedEnd":
+        return (await self._opened()).end_of_feed()
 
     async def read_feed(self, after: int, tenant: str, types: int, wait_s: float) -> "FeedPage":
         return await (await self._opened()).read_feed(after, tenant=tenant, types=types, wait_s=wait_s)

@@ -35,6 +35,7 @@ from ..domain.session import DRAINED, Session, SessionState, SessionStatus, next
 from ..domain.steering import SteerReceipt
 from ..domain.tool import Toolbox
 from ..domain.transcript import TranscriptLimits
+from .answered_calls import CallsOnce
 from .approvals import Approvals
 from .event_feed import PAGE_EVENTS, EventFeed
 from .live_run import LiveRun
@@ -46,7 +47,7 @@ from .run_outcomes import Outcome, RunOutcomes
 from .run_route import RunRoute
 from .session_writer import SessionWriter
 from .steering_desk import SteeringDesk, not_under_way
-from .submissions import Submissions, new_among, run_ids_of
+from .submissions import MAX_KEPT_CALLS, Submissions, new_among, run_ids_of
 from .subscriptions import Subscriptions
 
 if TYPE_CHECKING:
@@ -137,8 +138,9 @@ class LiveSession:
         self._subscriptions = Subscriptions(session.id, self.feed, log)
         self._run_count = 0
         self._submissions = Submissions(session, log, is_first=epoch == 1)
+        self._calls = CallsOnce(MAX_KEPT_CALLS)
         self._last_call: str | None = session.last_call_id
-        """The call that changed the session's status last: it may come again."""
+        """The call that changed the session's status last, under whatever owner: it may come again."""
         self._draining = session.pause_reason == DRAINED
         self._closed = False
         self._end_seq: int | None = last_seq if session.status.is_terminal else None
@@ -253,7 +255,8 @@ class LiveSession:
         run_id = next(iter(self.queue.running))
         for place in new_among(keys, known).values():
             text = "\n\n".join(message.content for message in messages[place])
-            await self._steer(run_id, text, f"{call_id}/{place}", keys[place])
+            steering = partial(self._steer, run_id, text, f"{call_id}/{place}", keys[place])
+            await self._calls.do(f"{call_id}/{place}", steering)
             self._submissions.keep_key(keys[place], run_id)
         run_ids = [known.get(key, run_id) if key is not None else run_id for key in keys]
         self._submissions.keep_answer(call_id, run_ids)
@@ -403,12 +406,9 @@ class LiveSession:
         if not isinstance(message, str) or not message:
             raise ValidationError("message must be text that says something.", details={"field": "message"})
         require_json_safe(message, field="message")
-        return await self._steer(run_id, message, call_id, None)
+        return await self._calls.do(call_id, lambda: self._steer(run_id, message, call_id, None))
 
     async def _steer(self, run_id: str, message: str, call_id: str, key: str | None) -> SteerReceipt:
-        known = self._steering.receipt(call_id)
-        if known is not None:
-            return known
         run = self._runs.get(run_id)
         if run is None:
             await self._outcome(run_id)  # RunNotFound if there is none
@@ -431,7 +431,9 @@ class LiveSession:
         """Start no more runs until `resume`; those under way go on. InvalidTransition if it is paused or has ended."""
         self._check_here()
         if call_id != self._last_call:
-            await self._change_status(EventType.SESSION_PAUSED, {}, call_id, paused=True)
+            await self._calls.do(
+                call_id, lambda: self._change_status(EventType.SESSION_PAUSED, {}, call_id, paused=True)
+            )
 
     async def resume(self, call_id: str) -> None:
         """Take runs off the queue again, and take new ones after a drain."""
@@ -441,7 +443,7 @@ class LiveSession:
         if self._draining and self.status is SessionState.ACTIVE:
             self._draining = False  # a drain that is not over yet is given up
             return
-        await self._change_status(EventType.SESSION_RESUMED, {}, call_id, paused=False)
+        await self._calls.do(call_id, lambda: self._change_status(EventType.SESSION_RESUMED, {}, call_id, paused=False))
 
     async def _change_status(
         self, event_type: EventType, data: dict[str, Any], call_id: str | None, *, paused: bool
@@ -449,11 +451,11 @@ class LiveSession:
         self.status = next_session_status(self.status, event_type)
         self.queue.is_paused = paused
         self._draining = self._draining and paused
-        self._last_call = call_id
         metadata = None if call_id is None else {"call_id": call_id}
         committed = self._runs.append_and_start([self._event(event_type, None, data, metadata=metadata)])
         assert committed is not None, "there is an event"
         await asyncio.shield(committed)
+        self._last_call = call_id
 
     async def drain(self, timeout_s: float | None) -> bool:
         """Refuse new runs and wait for the rest. Timeout says how many are left. Lasts until `resume`."""
@@ -492,7 +494,7 @@ class LiveSession:
 
     async def complete(self, call_id: str) -> None:
         """End the session. InvalidOperation while runs are open."""
-        if self._runs and call_id != self._last_call:
+        if self._runs and call_id not in self._calls and call_id != self._last_call:
             raise InvalidOperation(
                 f"{len(self._runs)} runs have not ended; drain the session first, or cancel it.",
                 details={"left": len(self._runs)},
@@ -509,15 +511,17 @@ class LiveSession:
 
     async def _end_session(self, event_type: EventType, data: dict[str, Any], call_id: str) -> None:
         self._check_here()
-        if call_id == self._last_call:
-            return
+        if call_id != self._last_call:
+            await self._calls.do(call_id, lambda: self._end(event_type, data, call_id))
+
+    async def _end(self, event_type: EventType, data: dict[str, Any], call_id: str) -> None:
         require_json_safe(data, field="error")
         status = next_session_status(self.status, event_type)
         self.status = status
-        self._last_call = call_id
         self._end_seq = await self._runs.cancel_all_with(
             f"session {status}", lambda: self._event(event_type, None, data, metadata={"call_id": call_id})
         )
+        self._last_call = call_id
         self.feed.ring()
 
     # Looking

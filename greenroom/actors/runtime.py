@@ -645,7 +645,7 @@ class Runtime:
     async def aping(self) -> None:
         """Return when the event store, the directory and all routers have answered. Raises what they raise."""
         settings, _ = await asyncio.gather(
-            self._ask(self._directory.settings.remote()), self._ask(self._stores.ask_all("newest_batch"))
+            self._ask(self._directory.settings.remote()), self._ask(self._stores.ask_all("end_of_feed"))
         )
         await asyncio.gather(*(self._ask_named(ROUTER_PREFIX + name, "state") for name in settings["routers"]))
 

@@ -5,13 +5,9 @@ import asyncio
 from ..domain.errors import InvalidOperation
 from ..domain.event import EventType
 from ..domain.steering import SteerReceipt
-from .answered_calls import AnsweredCalls
 from .live_run import LiveRun
 from .provider_set import ProviderSet
 from .session_writer import SessionWriter
-
-MAX_KEPT_RECEIPTS = 1_000
-"""Newest steering calls whose receipt is repeated when they come again."""
 
 
 class SteeringDesk:
@@ -20,11 +16,6 @@ class SteeringDesk:
     def __init__(self, providers: ProviderSet, writer: SessionWriter) -> None:
         self._providers = providers
         self._writer = writer
-        self._receipts: AnsweredCalls[SteerReceipt] = AnsweredCalls(MAX_KEPT_RECEIPTS)
-
-    def receipt(self, call_id: str) -> SteerReceipt | None:
-        """What this call was answered with, if it has come before."""
-        return self._receipts.get(call_id)
 
     async def steer(self, run: LiveRun, message: str, call_id: str, key: str | None) -> SteerReceipt:
         """Hand the message over and record it; durable when it returns. InvalidOperation for a run that is not under
@@ -38,9 +29,7 @@ class SteeringDesk:
         data = {"message": message, "delivered": delivered}
         event = self._writer.event(EventType.SESSION_STEERED, run, data, metadata=metadata)
         committed = await asyncio.shield(self._writer.append([event]))
-        receipt = SteerReceipt(run_id=run.run_id, delivered=delivered, seq=committed.first_seq)
-        self._receipts.keep(call_id, receipt)
-        return receipt
+        return SteerReceipt(run_id=run.run_id, delivered=delivered, seq=committed.first_seq)
 
 
 def not_under_way(run_id: str) -> InvalidOperation:

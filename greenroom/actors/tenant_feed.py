@@ -6,11 +6,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-import ray.exceptions
-
 from ..adapters.event_codec import SpilledData, decode_slab, unpack_data
 from ..adapters.event_selection import EVERY_TYPE
-from ..domain.errors import NotFound
+from ..domain.errors import NotFound, SessionMoved
 from ..domain.event import Event, EventType, mask_of
 from ..domain.feed_cursor import FeedCursor, ShardPlace
 from .store_shards import StoreShards
@@ -18,15 +16,17 @@ from .store_shards import StoreShards
 if TYPE_CHECKING:
     from ..adapters.duckdb.commit_feed import FeedBatch, FeedPage
 
-_POLL_S = 20.0
+_POLL_S = 5.0
+"""A poll that nobody waits for any more goes on in the store for so long at most."""
+
 _RETRY_S = 0.2
 
 
 class FeedItem(NamedTuple):
-    """An event, and where to go on after it."""
+    """An event, and where to go on after it; without an event, how far has been read meanwhile."""
 
     cursor: FeedCursor
-    event: Event
+    event: Event | None
 
 
 class TenantFeed:
@@ -41,11 +41,13 @@ class TenantFeed:
 
     async def now(self) -> FeedCursor:
         """Where it ends now."""
-        return FeedCursor([ShardPlace(batch_id) for batch_id in await self._stores.ask_all("newest_batch")])
+        return FeedCursor([ShardPlace(*end) for end in await self._stores.ask_all("end_of_feed")])
 
-    def parse(self, cursor: str) -> FeedCursor:
+    async def checked(self, cursor: str) -> FeedCursor:
         """A cursor that it has given before. InvalidCursor, ResyncRequired."""
-        return FeedCursor.parse(cursor, len(self._stores.actors))
+        parsed = FeedCursor.parse(cursor)
+        parsed.check((await self.now()).places)
+        return parsed
 
     async def follow(self, cursor: FeedCursor) -> AsyncGenerator[FeedItem]:
         """Everything past the cursor, each event once; then what comes. InvalidCursor, QueueFull.
@@ -63,15 +65,17 @@ class TenantFeed:
                     for batch in page.batches:
                         async for item in self._items(cursor, shard, batch):
                             yield item
-                        cursor = cursor.at(shard, ShardPlace(batch.batch_id))
-                    cursor = cursor.at(shard, ShardPlace(max(page.read_to, cursor.places[shard].batch_id)))
+                        cursor = cursor.at(shard, batch.batch_id)
+                    if page.read_to > cursor.places[shard].batch_id:
+                        cursor = cursor.at(shard, page.read_to)
+                yield FeedItem(cursor, None)
         finally:
             for task in reading.values():
                 task.cancel()
 
     async def _page(self, shard: int, place: ShardPlace) -> "FeedPage":
         while True:
-            with suppress(ray.exceptions.ActorUnavailableError):
+            with suppress(SessionMoved):  # the store starts anew
                 return await self._stores.ask_shard(
                     shard, "read_feed", place.batch_id, self._tenant, self._mask, _POLL_S
                 )
@@ -86,7 +90,7 @@ class TenantFeed:
                 continue
             whole = await self._whole(event)
             if whole is not None:
-                yield FeedItem(cursor.at(shard, ShardPlace(batch.batch_id - 1, count)), whole)
+                yield FeedItem(cursor.at(shard, batch.batch_id - 1, count), whole)
 
     async def _whole(self, event: Event) -> Event | None:
         """The event with its data; None if its session was deleted meanwhile."""

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -34,22 +34,27 @@ class WebhookSender:
         self._targets, self._cursors = self._file.read()
         self._sending: dict[str, asyncio.Task[None]] = {}
         self._is_dirty = asyncio.Event()
+        self._configuring = asyncio.Lock()
+        self._writing = asyncio.Lock()
         self._saving = asyncio.get_running_loop().create_task(self._save_on())
         self._start()
 
     async def configure(self, targets: Sequence[WebhookTarget]) -> None:
         """These and no others, from now on: a new one begins with what is new. ValidationError for a secret that is
         not there; nothing is changed then."""
-        if list(targets) == self._targets:
-            return
         for target in targets:
             await WebhookPost(target).aclose()
-        now = str(await TenantFeed(self._stores, "", None).now())
-        await self._stop()
-        self._targets = list(targets)
-        self._cursors = {target.name: self._cursors.get(target.name, now) for target in targets}
-        await asyncio.to_thread(self._file.write, self._targets, self._cursors)
-        self._start()
+        async with self._configuring:
+            if list(targets) == self._targets:
+                return
+            now = str(await TenantFeed(self._stores, "", None).now())
+            await self._stop()
+            try:
+                cursors = {target.name: self._cursors.get(target.name, now) for target in targets}
+                await self._write(targets, cursors)
+                self._targets, self._cursors = list(targets), cursors
+            finally:
+                self._start()
 
     async def cursors(self) -> dict[str, str]:
         """How far each target has come."""
@@ -70,7 +75,8 @@ class WebhookSender:
             try:
                 async with contextlib.aclosing(WebhookPost(target)) as post, aclosing(self._items(target)) as items:
                     async for item in items:
-                        await self._deliver(target, post, item.event)
+                        if item.event is not None:
+                            await self._deliver(target, post, item.event)
                         self._cursors[target.name] = str(item.cursor)
                         self._is_dirty.set()
             except (ResyncRequired, InvalidCursor) as exc:
@@ -83,7 +89,7 @@ class WebhookSender:
 
     async def _items(self, target: WebhookTarget) -> AsyncGenerator[FeedItem]:
         feed = TenantFeed(self._stores, target.tenant, target.wanted)
-        async with aclosing(feed.follow(feed.parse(self._cursors[target.name]))) as items:
+        async with aclosing(feed.follow(await feed.checked(self._cursors[target.name]))) as items:
             async for item in items:
                 yield item
 
@@ -99,12 +105,16 @@ class WebhookSender:
                 _log.warning("webhook_failed", target=target.name, event_id=event.id, failure=failure)
             await asyncio.sleep(pause_s(failures, random.random()))  # noqa: S311  it spreads load
 
+    async def _write(self, targets: Sequence[WebhookTarget], cursors: Mapping[str, str]) -> None:
+        async with self._writing:
+            await asyncio.to_thread(self._file.write, list(targets), dict(cursors))
+
     async def _save_on(self) -> None:
         while True:
             await self._is_dirty.wait()
             self._is_dirty.clear()
             try:
-                await asyncio.to_thread(self._file.write, self._targets, dict(self._cursors))
+                await self._write(self._targets, self._cursors)
             except OSError:
                 _log.exception("webhook_cursors_not_kept")  # with the next event they are tried again
             await asyncio.sleep(_SAVE_S)

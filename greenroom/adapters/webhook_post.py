@@ -1,5 +1,6 @@
 """One delivery of a webhook: signed as the Standard Webhooks specification wants it."""
 
+import asyncio
 import json
 import os
 from datetime import UTC, datetime
@@ -7,6 +8,7 @@ from importlib.metadata import version
 
 import httpx2
 from standardwebhooks import Webhook
+from standardwebhooks.webhooks import EmptyWebhookSecretError
 
 from ..domain.errors import ValidationError
 from ..domain.event import Event
@@ -23,7 +25,7 @@ class WebhookPost:
         self._url = target.url
         try:
             self._signer = Webhook(os.environ[target.secret_env])
-        except (KeyError, ValueError, RuntimeError):
+        except (KeyError, ValueError, RuntimeError, EmptyWebhookSecretError):
             raise ValidationError(
                 f"webhooks.{target.name}.secret_env: {target.secret_env} must hold `whsec_` and base64.",
                 details={"field": f"http.webhooks.{target.name}.secret_env"},
@@ -43,10 +45,13 @@ class WebhookPost:
             "webhook-signature": self._signer.sign(event.id, now, body),
         }
         try:
-            response = await self._client.post(self._url, content=body, headers=headers)
-        except httpx2.HTTPError as exc:
+            async with (
+                asyncio.timeout(_TIMEOUT_S),
+                self._client.stream("POST", self._url, content=body, headers=headers) as response,
+            ):  # what it says beside its status is not read
+                return None if response.is_success else f"status {response.status_code}"
+        except (httpx2.HTTPError, TimeoutError) as exc:
             return type(exc).__name__
-        return None if response.is_success else f"status {response.status_code}"
 
     async def aclose(self) -> None:
         await self._client.aclose()

@@ -108,6 +108,10 @@ class Keyring:
         matches = hmac.compare_digest(digest_of(parts[2] if parts else ""), key.digest if key else _NOBODY)
         return key if key is not None and matches and key.revoked_at is None else None
 
+    def has(self, key: ApiKey) -> bool:
+        """Whether the key is there as it is, and so not revoked."""
+        return self._by_id.get(key.id) == key
+
     def with_key(self, key: ApiKey) -> "Keyring":
         """And this one."""
         return Keyring([*self.keys, key])

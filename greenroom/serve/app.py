@@ -26,7 +26,7 @@ MAX_ONGOING_REQUESTS = 20_000
 """Of one replica: nearly all of them are streams that wait."""
 
 _GRACE_S = 10.0
-"""For requests under way when a replica is to go. Its streams end at once, and are taken up again elsewhere."""
+"""For requests under way when a replica is to go. Streams go on until then, and are taken up again elsewhere."""
 
 _HEALTH_PERIOD_S = 5.0
 
@@ -79,7 +79,8 @@ class Replica:
             keep_replica_on_loopback()
         self._runtime = start(settings)
         data_dir = Path(self._runtime.data_dir)
-        return create_app(self._runtime, KeyFile(data_dir), AuditLog(data_dir), settings.http)
+        audit = AuditLog(data_dir)
+        return create_app(self._runtime, KeyFile(data_dir), audit, settings.http, is_local=self._local)
 
     async def check_health(self) -> None:
         """Ray Serve replaces a replica whose runtime has ended."""

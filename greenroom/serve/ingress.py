@@ -52,12 +52,25 @@ _SOCKETS = "/tmp"  # noqa: S108  a new folder for this user alone
 def quick_ingress() -> Generator[None]:
     """Ray that is started in this block serves HTTP through HAProxy, if this machine has it; through Serve's own proxy
     otherwise, and when the environment says so (RAY_SERVE_ENABLE_HA_PROXY=0)."""
+    before = dict(os.environ)
+    try:
+        with _told_to_ray():
+            yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ |= before
+
+
+@contextmanager
+def _told_to_ray() -> Generator[None]:
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+    os.environ.setdefault("RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE", "1")  # else the log is a thousand lines behind
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     connections = MAX_CONNECTIONS if files < 0 else min(MAX_CONNECTIONS, (files - _OTHER_FILES) * 2 // 5)
     os.environ.setdefault("RAY_SERVE_HAPROXY_MAXCONN", str(connections))
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")  # 30: nobody else has to notice
-    binary = None if os.environ.get(_SWITCH) else _haproxy()
+    binary = None if os.environ.get(_SWITCH) == "0" else _haproxy()
     if binary is None:
         yield
         return
@@ -67,7 +80,7 @@ def quick_ingress() -> Generator[None]:
         launcher = folder / "haproxy"
         launcher.write_text(_LAUNCHER.format(folder=folder, binary=binary))
         launcher.chmod(0o700)
-        statistics, metrics = _free_ports(2)
+        statistics, metrics, fallback = _free_ports(3)
         os.environ |= {
             _SWITCH: "1",
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(launcher),
@@ -78,6 +91,7 @@ def quick_ingress() -> Generator[None]:
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         }
         yield
     finally:

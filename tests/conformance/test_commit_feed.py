@@ -4,7 +4,9 @@
 
 import asyncio
 import random
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +39,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def collected(store: DirectStore, tenant: str, *, after: int = 0, types: int = EVERY_TYPE) -> list[FeedBatch]:
     found: list[FeedBatch] = []
-    while after < store.newest_batch():
+    while after < store.end_of_feed().batch_id:
         page = await store.read_feed(after, tenant=tenant, types=types, wait_s=0)
         found += page.batches
         assert page.read_to > after
@@ -94,17 +96,21 @@ async def test_a_reader_at_the_end_is_woken_by_its_own_tenants_commits_only(path
         client = EventLogClient(store)
         await written(client, 3)
         ours, theirs = await Writer.of(client, "ses_0"), await Writer.of(client, "ses_1")
-        reading = asyncio.create_task(store.read_feed(store.newest_batch(), tenant="acme", types=EVERY_TYPE, wait_s=60))
+        after = store.end_of_feed().batch_id
+        reading = asyncio.create_task(store.read_feed(after, tenant="acme", types=EVERY_TYPE, wait_s=60))
+        await asyncio.sleep(0)  # it has begun, and waits
         for _ in range(20):
             await theirs.append(event("not yours"))
         assert not reading.done()
         await ours.append(event("yours"))
 
         page = await asyncio.wait_for(reading, 30)
+        while not page.batches:  # a page looks at a few batches only
+            page = await store.read_feed(page.read_to, tenant="acme", types=EVERY_TYPE, wait_s=30)
         assert ["yours"] == [
             found.data["content"] for batch in page.batches for found in decode_slab(batch.session_id, batch.slab)
         ]
-        assert page.read_to == store.newest_batch()
+        assert page.read_to == store.end_of_feed().batch_id
         await client.aclose()
 
 
@@ -140,3 +146,103 @@ async def test_a_place_that_is_not_there_yet_is_refused(path: Path) -> None:
     async with opened(path) as store:
         with pytest.raises(InvalidCursor):
             await store.read_feed(1, tenant="acme", types=EVERY_TYPE, wait_s=0)
+
+
+async def test_nothing_is_passed_over_that_is_committed_while_the_files_are_read(path: Path) -> None:
+    async with opened(path) as store:
+        client = EventLogClient(store)
+        await written(client, 60)
+        await idle(store)
+        await store.delete_session("ses_0")
+        ours = await Writer.of(client, "ses_2")
+        feed = store._commits
+        feed._tail.clear()
+        began, may_end = threading.Event(), threading.Event()
+        original = commit_feed._from_files
+
+        def slow(*args: Any) -> Any:
+            found = original(*args)
+            began.set()
+            assert may_end.wait(30)
+            return found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(commit_feed, "_from_files", slow)
+            after = feed.end.batch_id - 1
+            reading = asyncio.create_task(store.read_feed(after, tenant="acme", types=EVERY_TYPE, wait_s=0))
+            await asyncio.to_thread(began.wait, 30)
+            committed = await ours.append(event("meanwhile"))
+            may_end.set()
+            page = await reading
+
+        rest = await collected(store, "acme", after=page.read_to)
+        assert ("ses_2", committed.first_seq) in places([*page.batches, *rest])
+        await client.aclose()
+
+
+async def test_what_was_imported_is_in_no_feed_and_hides_nothing_of_what_happened_here(
+    path: Path, tmp_path: Path
+) -> None:
+    archive = tmp_path / "session.archive"
+    async with opened(tmp_path / "other") as other:
+        client = EventLogClient(other)
+        writer = await Writer.of(client, "ses_far")
+        await writer.append(created(metadata={"tenant": "acme"}))
+        for _ in range(30):
+            await writer.append(event("far"))
+        await other.export_session("ses_far", archive)
+        await client.aclose()
+    async with opened(path) as store:
+        client = EventLogClient(store)
+        writer = await Writer.of(client, "ses_1")
+        await writer.append(created(metadata={"tenant": "acme"}))
+        expected = [("ses_1", 1)]
+        for number in range(60):
+            if number == 30:
+                await store.import_session(archive)
+            expected.append(("ses_1", (await writer.append(event("x"))).first_seq))
+        assert expected == places(await collected(store, "acme"))
+        await idle(store)
+        store._commits._tail.clear()
+        assert expected == places(await collected(store, "acme"))
+        assert {"ses_1", "ses_far"} == set(await store.session_ids())
+        await client.aclose()
+
+
+async def test_a_session_that_takes_the_name_of_a_deleted_one_is_its_own_tenants(path: Path) -> None:
+    async with opened(path) as store:
+        client = EventLogClient(store)
+        for tenant in ("acme", "other"):
+            writer = await Writer.of(client)
+            await writer.append(created(metadata={"tenant": tenant}))
+            await writer.append(event(tenant))
+            found = {name: places(await collected(store, name)) for name in ("acme", "other")}
+            assert {tenant} == {name for name, seen in found.items() if seen}
+            client.release("ses_1", writer.ownership.epoch)
+            await store.delete_session("ses_1")
+        await client.aclose()
+
+
+async def test_sessions_that_were_forgotten_for_others_are_not_left_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit_feed, "MAX_KNOWN_TENANTS", 2)
+    async with opened(path) as store:
+        client = EventLogClient(store)
+        expected = await written(client, 40)
+        for tenant, order in expected.items():
+            assert order == places(await collected(store, tenant))
+        await client.aclose()
+
+
+async def test_a_copy_of_a_store_is_another_one_to_a_cursor(path: Path, tmp_path: Path) -> None:
+    async with opened(path) as store:
+        client = EventLogClient(store)
+        await written(client, 3)
+        await store.back_up(tmp_path / "copy")
+        original = store.end_of_feed()
+        await client.aclose()
+    async with opened(path) as store:
+        assert original == store.end_of_feed(), "a restart changes nothing"
+    async with opened(tmp_path / "copy") as copy:
+        assert original.identity != copy.end_of_feed().identity

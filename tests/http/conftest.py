@@ -37,10 +37,10 @@ def runtime(cluster: str, data_dir: Path) -> Iterator[greenroom.Runtime]:
 
 
 @contextmanager
-def serving(runtime: greenroom.Runtime, settings: HttpSettings) -> Generator[str]:
+def serving(runtime: greenroom.Runtime, settings: HttpSettings, *, is_local: bool = True) -> Generator[str]:
     """The service with these settings; gives its address."""
     data_dir = Path(runtime.data_dir)
-    app = create_app(runtime, KeyFile(data_dir), AuditLog(data_dir), settings)
+    app = create_app(runtime, KeyFile(data_dir), AuditLog(data_dir), settings, is_local=is_local)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", ws="websockets-sansio"))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

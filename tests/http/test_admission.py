@@ -1,18 +1,22 @@
 """Who is let in, how often, and what a request may do that is slow, too large, or comes twice."""
 
+import asyncio
 import json
 import socket
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import pytest
 
 import greenroom
+from greenroom.adapters.audit_log import AuditLog
 from greenroom.adapters.http_settings import HttpSettings
+from greenroom.adapters.key_file import KeyFile
 from greenroom.domain.api_key import Scope
+from greenroom.serve.http.api import create_app
 from tests.http.conftest import Clients, opened, problem_of, serving, submitted
 from tests.waiting import wait_until
 
@@ -210,6 +214,7 @@ def test_the_audit_log_says_who_asked_to_change_what(clients: Clients, runtime: 
     client.delete(f"/v1/sessions/{session_id}")
     refused = clients("audited", Scope.READ).post(f"/v1/sessions/{session_id}/pause")
     nobody = httpx2.post(f"{client.base_url}/v1/sessions", json={}, headers={"Authorization": "Bearer gk_secret"})
+    assert 401 == nobody.status_code
 
     text = (Path(runtime.data_dir) / "audit.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
@@ -224,7 +229,9 @@ def test_the_audit_log_says_who_asked_to_change_what(clients: Clients, runtime: 
         ("DELETE", route, 204, session_id),
         ("POST", route + "/pause", 403, session_id),
     ] == told
-    assert {refused.headers["trace-id"], nobody.headers["trace-id"]} <= {line["trace_id"] for line in lines}
+    traces = {line["trace_id"] for line in lines}
+    assert refused.headers["trace-id"] in traces
+    assert nobody.headers["trace-id"] not in traces, "whoever has no key cannot fill the disk"
     assert "not to be seen" not in text
     assert "gk_" not in text
 
@@ -257,7 +264,7 @@ def test_metrics_tell_of_the_whole_runtime(clients: Clients, address: str) -> No
 
 
 def test_metrics_want_a_key_where_others_can_reach_them(clients: Clients, runtime: greenroom.Runtime) -> None:
-    with serving(runtime, HttpSettings(host="0.0.0.0")) as url:
+    with serving(runtime, HttpSettings(), is_local=False) as url:
         problem_of(httpx2.get(url + "/metrics"), 401, "unauthorized")
         problem_of(clients(url=url).get("/metrics"), 403, "forbidden")
         assert 200 == clients(scope=Scope.ADMIN, url=url).get("/metrics").status_code
@@ -281,3 +288,68 @@ def test_the_page_is_there_without_a_key_and_runs_nothing_of_others(address: str
     assert 304 == httpx2.get(address + "/assets/api.js", headers={"If-None-Match": script.headers["etag"]}).status_code
     for path in ("/assets/../api.py", "/assets/%2e%2e/api.py", "/assets/nothing.js", "/assets//etc/passwd"):
         assert 404 == httpx2.get(address + path).status_code, path
+
+
+class _Broken:
+    """A runtime that fails in a way that nobody expected."""
+
+    async def aproviders(self) -> None:
+        raise ZeroDivisionError("of /a/path and gk_secret")
+
+    async def aaccounts(self) -> None:
+        return None
+
+    async def aset_webhooks(self, targets: object) -> None:
+        return None
+
+
+def test_a_fault_of_ours_is_a_problem_like_any_other_and_says_nothing_of_itself(
+    runtime: greenroom.Runtime, tmp_path: Path
+) -> None:
+    keys = KeyFile(tmp_path)
+    _, key = keys.create("acme", Scope.READ)
+    app = create_app(cast("greenroom.Runtime", _Broken()), keys, AuditLog(tmp_path), HttpSettings(), is_local=True)
+
+    async def asked() -> httpx2.Response:
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://service") as client:
+            return await client.get("/v1/providers", headers={"Authorization": f"Bearer {key}"})
+
+    answer = asyncio.run(asked())
+    problem_of(answer, 500, "internal_error")
+    assert "gk_secret" not in answer.text
+    assert {"trace-id", "x-content-type-options"} <= set(answer.headers)
+
+
+def test_what_is_no_unicode_is_refused_and_may_be_repeated_in_the_answer(clients: Clients) -> None:
+    body = '{"run_defaults": {"\\ud800": 1}}'
+    answer = clients().post("/v1/sessions", content=body, headers={"content-type": "application/json"})
+    problem_of(answer, 422, "validation_error")
+
+
+def test_a_revoked_key_hears_nothing_more(clients: Clients, address: str, runtime: greenroom.Runtime) -> None:
+    keys = KeyFile(Path(runtime.data_dir))
+    key, token = keys.create("acme", Scope.READ)
+    client = clients()
+    session_id = opened(client)
+    headers = {"Authorization": f"Bearer {token}"}
+    path = f"{address}/v1/sessions/{session_id}/events/stream"
+    with httpx2.stream("GET", path, headers=headers, timeout=60) as answer:
+        lines = answer.iter_lines()
+        assert "id: 1" == next(lines)
+        wait_until(lambda: "id: 2" == next(lines), what="all that there was")
+        keys.revoke(key.id)
+        submitted(client, session_id)
+        assert [] == [line for line in lines if line.startswith("id: ") and line > "id: 2"], "it ends"
+
+
+def test_a_page_of_large_events_is_shorter_and_says_where_to_go_on(clients: Clients) -> None:
+    client = clients("large")
+    session_id = opened(client)
+    for _ in range(3):
+        run_id = submitted(client, session_id, "x" * 8_000, provider_options={"chunks": 200})
+        client.get(f"/v1/sessions/{session_id}/runs/{run_id}", params={"wait_s": 30})
+    whole = client.get(f"/v1/sessions/{session_id}/events", params={"limit": 10_000}).json()["events"]
+    assert list(range(1, len(whole) + 1)) == [event["seq"] for event in whole]
+    assert len(whole) > 600, "it was read in parts"
+    part = client.get(f"/v1/sessions/{session_id}/events", params={"limit": 150, "after": 7}).json()
+    assert (whole[7:157], 157) == (part["events"], part["next_after"])

@@ -31,7 +31,7 @@ from ..logs import get_logger
 from ..recent_batches import RecentBatches
 from ..room_watch import Room
 from ..store_options import StoreOptions
-from .commit_feed import CommitFeed, FeedPage
+from .commit_feed import CommitFeed, FeedEnd, FeedPage
 from .duckdb_files import storage_error
 from .group_commit import CommittedGroup, WriterCallbacks
 from .log_sources import LogSources
@@ -119,9 +119,8 @@ class DuckDBEventStore:
         return CommitFeed(
             store.writer.committed_batch,
             sources=store.sources,
-            deleted=lambda: store.keeper.manifest.deleted,
+            manifest=lambda: store.keeper.manifest,
             find_sessions=self.find_sessions,
-            in_reader=self._in_reader,
         )
 
     async def _finish_deletions(self) -> None:
@@ -166,6 +165,8 @@ class DuckDBEventStore:
         await store.keeper.close()
         await asyncio.to_thread(store.close)
         self._pool.shutdown()
+        if self._feed is not None:
+            self._feed.close()
 
     # Appending
 
@@ -227,8 +228,6 @@ class DuckDBEventStore:
             answer(answers)
         for _, session_id, _, _ in group.batches:
             self._wake(session_id)
-        if self._feed is not None:
-            self._feed.ring()
 
     def _wake(self, session_id: str) -> None:
         for waiter in self._waiters.pop(session_id, ()):
@@ -273,9 +272,9 @@ class DuckDBEventStore:
         session = await self.find_session(session_id)
         return last_seq, last_seq if session is not None and session.status.is_terminal else None
 
-    def newest_batch(self) -> int:
+    def end_of_feed(self) -> FeedEnd:
         """Where the feed of what is committed ends now."""
-        return self._commits.told
+        return self._commits.end
 
     async def read_feed(self, after: int, *, tenant: str, types: int, wait_s: float) -> FeedPage:
         """See CommitFeed.read."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -363,12 +364,18 @@ class LogKeeper:
             names = [str(part) for part in parts]
             return "adopt", asdict(AdoptOrder(parts=names, output=str(output), keys=keys, first_batch=first_batch))
 
-        await self._take_in(order, sessions=len(session_keys), batches=batches)
+        await self._take_in(order, sessions=len(session_keys), batches=batches, identity=secrets.token_hex(4))
 
     async def _take_in(
-        self, order: Callable[[Path, int, int], tuple[str, dict[str, Any]]], *, sessions: int, batches: int
+        self,
+        order: Callable[[Path, int, int], tuple[str, dict[str, Any]]],
+        *,
+        sessions: int,
+        batches: int,
+        identity: str | None = None,
     ) -> None:
-        """Add a part that another process makes of what comes from elsewhere, and fold it into the records."""
+        """Add a part that another process makes of what comes from elsewhere, and fold it into the records. With an
+        identity the store is another one from then on: its sessions have moved."""
         async with self._busy:
             first_key, first_batch = await self._set_aside(sessions, batches)
             output = await self._next_part()
@@ -379,6 +386,8 @@ class LogKeeper:
                 await self.change_manifest(
                     parts=(*self.manifest.parts, part[0]),
                     untaken=(*self.manifest.untaken, part[0].number),
+                    foreign=_joined(self.manifest.foreign, (first_batch, first_batch + batches - 1)),
+                    identity=identity or self.manifest.identity,
                     next_session_key=self._writer.next_session_key,
                 )
             self._sources.change(lambda now: replace(now, parts=(*now.parts, part[1])))
@@ -485,3 +494,10 @@ def _replaced(items: Sequence[Any], numbers: set[int], replacement: Any) -> tupl
     kept_before = [item for item in items[:first] if item.number not in numbers]
     kept_after = [item for item in items[first:] if item.number not in numbers]
     return (*kept_before, *((replacement,) if replacement is not None else ()), *kept_after)
+
+
+def _joined(ranges: tuple[tuple[int, int], ...], last: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """With one that follows them, which may go on where the one before ends."""
+    if ranges and ranges[-1][1] + 1 == last[0]:
+        return (*ranges[:-1], (ranges[-1][0], last[1]))
+    return (*ranges, last)

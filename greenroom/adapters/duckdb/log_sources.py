@@ -86,10 +86,11 @@ class LogSources:
 
     def batches_from(self, batch_id: int, limit: int) -> list[tuple[str | None, SealedBatch]]:
         """Session and batch of the batches from that number on that are still in log files, in the order of commits."""
+        found: list[tuple[str | None, SealedBatch]] = []
         for log in self.logs:
-            if log.contents.batch_count and log.last_batch >= batch_id:
-                return log.batches_from(batch_id, limit)
-        return []
+            if log.contents.batch_count and log.last_batch >= batch_id and len(found) < limit:
+                found += log.batches_from(batch_id, limit - len(found))
+        return found
 
 
 class CurrentSources:

@@ -4,7 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+import secrets
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ class Manifest:
     """No key from here on has been sealed."""
     untaken: tuple[int, ...] = ()
     """Numbers of parts that came from elsewhere and that the records may not have taken in yet."""
+    identity: str = field(default_factory=lambda: secrets.token_hex(4))
+    """Of this store and no copy of it: what a cursor of its feed is good for."""
+    foreign: tuple[tuple[int, int], ...] = ()
+    """First and last number of batches that came from elsewhere: nothing of them happened here, so that no feed has
+    them."""
     deleted: tuple[int, ...] = ()
     """Keys of sessions that were deleted and whose rows may still lie in the files."""
 
@@ -92,6 +98,7 @@ def read_manifest(folder: Path, name: str = MANIFEST_NAME) -> Manifest | None:
     fields["parts"] = tuple(PartEntry(**part) for part in fields["parts"])
     fields["deleted"] = tuple(fields["deleted"])
     fields["untaken"] = tuple(fields["untaken"])
+    fields["foreign"] = tuple((first, last) for first, last in fields["foreign"])
     return Manifest(**fields)
 
 

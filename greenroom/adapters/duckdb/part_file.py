@@ -4,7 +4,7 @@ import zlib
 from array import array
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +27,10 @@ _PAGE_CHUNKS = 64
 _SPANS = "SELECT session_key, first_seq, last_seq FROM spans ORDER BY session_key"
 _SPAN = "SELECT first_seq, last_seq, previous, digest FROM spans WHERE session_key = ?"
 _GRANT = "SELECT session_key, session_id, epoch, owner, granted_at_us FROM grants WHERE session_key = ?"
+_GRANTS_OF = """
+    SELECT session_key, session_id, epoch, owner, granted_at_us FROM grants
+    WHERE session_key IN (SELECT unnest(?::BIGINT[]))
+"""
 _GRANTS = "SELECT session_key, session_id, epoch, owner, granted_at_us FROM grants"
 _CHUNKS = """
     SELECT first_seq, chunk FROM chunks
@@ -34,6 +38,8 @@ _CHUNKS = """
 """
 _NEWEST = "SELECT chunk FROM chunks WHERE session_key = ? AND last_seq > ? ORDER BY first_seq DESC"
 _BATCH_NUMBERS = "SELECT value FROM meta WHERE name IN ('first_batch', 'last_batch') ORDER BY name"
+_BY_COMMIT = "SELECT first_batch, rowid FROM chunks WHERE last_batch >= ? ORDER BY first_batch"
+_AT = "SELECT session_key, chunk FROM chunks WHERE rowid IN (SELECT unnest(?::BIGINT[]))"
 _ALL = "SELECT session_key, chunk FROM chunks"
 
 
@@ -102,6 +108,11 @@ class PartFile:
             row = first_row(cursor, _GRANT, [session_key])
         return Grant(*row) if row else None
 
+    def grants_of(self, session_keys: Collection[int]) -> list[Grant]:
+        """The newest grants of these sessions, as of when the part was made."""
+        with self._cursor() as cursor:
+            return [Grant(*row) for row in cursor.execute(_GRANTS_OF, [list(session_keys)]).fetchall()]
+
     def grants(self) -> list[Grant]:
         """The newest grant of each session here, as of when the part was made."""
         with self._cursor() as cursor:
@@ -116,14 +127,26 @@ class PartFile:
         """All batches of the session as they are sealed, in order."""
         return self._walk(session_key, 0, EVERY_TYPE, _MAX_SPAN)
 
-    def all_batches(self) -> Iterator[tuple[int, SealedBatch]]:
-        """Key and batch of everything here, by session, fetched while it is consumed."""
+    def batches_from(self, batch_id: int, limit: int) -> list[tuple[int, SealedBatch]]:
+        """Key and batch of the first `limit` batches from that number on, in the order of commits; those of chunks that
+        begin before it and end after it have to be unpacked all."""
+        found: list[tuple[int, SealedBatch]] = []
         with self._cursor() as cursor:
-            result = cursor.execute(_ALL)
-            while rows := result.fetchmany(_PAGE_CHUNKS):
-                for session_key, chunk in rows:
-                    for batch in self._unpack(session_key, chunk):
-                        yield session_key, batch
+            places = cursor.execute(_BY_COMMIT, [batch_id]).fetchall()
+            for start in range(0, len(places), _PAGE_CHUNKS):
+                page = places[start : start + _PAGE_CHUNKS]
+                if len(found) >= limit and page[0][0] > found[limit - 1][1].batch_id:
+                    break  # all that is left was committed later
+                rows = cursor.execute(_AT, [[rowid for _, rowid in page]]).fetchall()
+                found += [
+                    (session_key, batch)
+                    for session_key, chunk in rows
+                    for batch in self._unpack(session_key, chunk)
+                    if batch.batch_id >= batch_id
+                ]
+                found.sort(key=lambda one: one[1].batch_id)
+                del found[limit:]
+        return found
 
     def _walk(self, session_key: int, after: int, types: int, span: int) -> Iterator[SealedBatch]:
         bounds = self.bounds(session_key)

@@ -282,6 +282,8 @@ class _OpenChunk:
             first_seq,
             last_seq,
             self._types,
+            self._batches[0].batch_id,
+            self._batches[-1].batch_id,
             self._previous,
             pack_chunk(self._session_key, self._batches),
         )

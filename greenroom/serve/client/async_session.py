@@ -21,6 +21,7 @@ from .streams import PAGE_ITEMS, AsyncPages
 POLL_S = 30.0
 """How long one request waits for a run to end; most proxies let one wait for a minute."""
 
+_SOON_S = 1.0
 _GRACE_S = 5.0
 """What the way there and back may take at the end of a caller's own wait."""
 
@@ -65,6 +66,7 @@ class AsyncClientSession:
         ends_at = None if timeout_s is None else now() + timeout_s
         while True:
             left_s = math.inf if ends_at is None else max(0.0, ends_at - now())
+            asked_at = now()
             run = await self._run(run_id, min(left_s, POLL_S), max(left_s - POLL_S, 0.0) + _GRACE_S)
             if run.status.is_terminal:
                 return _result_of(run)
@@ -72,6 +74,8 @@ class AsyncClientSession:
                 raise Timeout(
                     f"Run {run_id} has not ended within {timeout_s} s; it goes on.", details={"run_id": run_id}
                 )
+            if now() - asked_at < _SOON_S:
+                await asyncio.sleep(_SOON_S)  # the service did not wait, for whatever reason
 
     async def execute_run(
         self,

@@ -19,7 +19,7 @@ class OwnLoop:
     """Runs coroutines for any number of threads, whatever loops those may be in. Starts with the first of them."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a stream may be collected, and closed, while this thread holds it
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._is_stopped = False

@@ -2,16 +2,18 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
-from ag_ui.core import RunAgentInput
+from ag_ui.core import RunAgentInput, RunErrorEvent
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from ...adapters.rendering.ag_ui import AgUiRun, encode, run_input
 from ...domain.api_key import ApiKey
-from .caller import Reader, Runner
+from ...domain.errors import GreenroomError
+from .caller import Callers, Reader, Runner, TheCallers
 from .events import EventSourceResponse, event_stream
 from .openapi import describe_stream, problems
 from .service import Service, TheService
@@ -26,12 +28,14 @@ _STREAM = {200: describe_stream({"data": '{"type": "RUN_STARTED", "threadId": "s
     response_class=EventSourceResponse,
     responses=problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.INSUFFICIENT_STORAGE, body=True) | _STREAM,
 )
-async def run_agent(session_id: str, body: RunAgentInput, key: Runner, service: TheService) -> Response:
+async def run_agent(
+    session_id: str, body: RunAgentInput, key: Runner, service: TheService, callers: TheCallers
+) -> Response:
     """Submit what is new in a RunAgentInput as a run, and stream it. What comes again with the same `runId` is the same
     run; a client that leaves cancels nothing."""
     handle = await service.handle(key, session_id)
     run_id = await service.ask(handle.submit_run, run_input(body), {}, f"ag-ui/{body.run_id}")
-    return await _stream(service, key, session_id, run_id, body.run_id)
+    return await _stream(service, callers, key, session_id, run_id, body.run_id)
 
 
 @router.get(
@@ -39,12 +43,14 @@ async def run_agent(session_id: str, body: RunAgentInput, key: Runner, service: 
     response_class=EventSourceResponse,
     responses=problems(HTTPStatus.NOT_FOUND) | _STREAM,
 )
-async def follow_run(session_id: str, run_id: str, key: Reader, service: TheService) -> Response:
+async def follow_run(session_id: str, run_id: str, key: Reader, service: TheService, callers: TheCallers) -> Response:
     """A run from its beginning, as AG-UI events, live."""
-    return await _stream(service, key, session_id, run_id, run_id)
+    return await _stream(service, callers, key, session_id, run_id, run_id)
 
 
-async def _stream(service: Service, key: ApiKey, session_id: str, run_id: str, told_run_id: str) -> Response:
+async def _stream(
+    service: Service, callers: Callers, key: ApiKey, session_id: str, run_id: str, told_run_id: str
+) -> Response:
     run = await service.run(key, session_id, run_id)
     handle = await service.handle(key, session_id)
     mapping = AgUiRun(session_id, told_run_id)
@@ -55,4 +61,8 @@ async def _stream(service: Service, key: ApiKey, session_id: str, run_id: str, t
                 for told in mapping.map(event):
                     yield {"data": encode(told)}
 
-    return event_stream(service, messages())
+    return event_stream(service, messages(), is_allowed=partial(callers.is_good, key), fault=_fault, may_be_cut=False)
+
+
+def _fault(error: GreenroomError) -> dict[str, Any]:
+    return {"data": encode(RunErrorEvent(message="The stream cannot go on.", code=error.code))}

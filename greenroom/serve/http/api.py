@@ -19,6 +19,7 @@ from ...domain.webhook import WebhookTarget
 from . import ag_ui, approvals, events, health, problems, providers, runs, sessions, sockets
 from .caller import Callers
 from .edge import Edge
+from .faults import Faults
 from .openapi import describe
 from .page import add_page
 from .service import Service
@@ -39,12 +40,13 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     yield
 
 
-def create_app(runtime: Runtime, keys: KeyFile, audit: AuditLog, settings: HttpSettings) -> FastAPI:
-    """The app over a runtime that lives."""
+def create_app(runtime: Runtime, keys: KeyFile, audit: AuditLog, settings: HttpSettings, *, is_local: bool) -> FastAPI:
+    """The app over a runtime that lives; `is_local`: nobody reaches it from another machine."""
     app = FastAPI(title=_TITLE, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=_lifespan)
     app.state.service = Service(runtime, settings)
     app.state.callers = Callers(keys, requests_per_minute=settings.requests_per_minute)
     app.state.settings = settings
+    app.state.is_local = is_local
     for module in (sessions, runs, events, approvals, providers, ag_ui, health, sockets):
         app.include_router(module.router)
     add_page(app)
@@ -53,9 +55,9 @@ def create_app(runtime: Runtime, keys: KeyFile, audit: AuditLog, settings: HttpS
         (GreenroomError, problems.answer_greenroom_error),
         (RequestValidationError, problems.answer_invalid_request),
         (HTTPException, problems.answer_http_error),
-        (Exception, problems.answer_fault),
     ):
         app.add_exception_handler(kind, answer)
+    app.add_middleware(Faults)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(TooLarge)
     app.add_middleware(SlowBody, timeout_s=settings.body_timeout_s)

@@ -38,6 +38,10 @@ class Callers:
             raise Forbidden(f"This key is good for {key.scope.value}, and this needs {scope.value}.")
         return key
 
+    def is_good(self, key: ApiKey) -> bool:
+        """Whether the key has not been revoked since."""
+        return self._keys.keyring().has(key)
+
     def _count(self, key: ApiKey) -> None:
         if self._requests_per_minute is None:
             return
@@ -69,6 +73,11 @@ def bearer_token(connection: HTTPConnection) -> str | None:
     return token if kind.lower() == "bearer" else None
 
 
+async def _callers(connection: HTTPConnection) -> Callers:
+    return connection.app.state.callers
+
+
+TheCallers = Annotated[Callers, Depends(_callers)]
 Reader = Annotated[ApiKey, Depends(_needs(Scope.READ))]
 Runner = Annotated[ApiKey, Depends(_needs(Scope.RUN))]
 Admin = Annotated[ApiKey, Depends(_needs(Scope.ADMIN))]

@@ -64,8 +64,9 @@ class Edge:
             self._tell(scope, status, trace_id, time.perf_counter() - started_at)
 
     def _keep(self, scope: Scope, status: int, trace_id: str) -> None:
-        """What was asked to change something is on record before the caller hears of it."""
-        if scope["method"] not in _READS:
+        """What a key asked to change is on record before the caller hears of it. Who has no key can do nothing, and is
+        in the access log."""
+        if scope["method"] not in _READS and "key" in scope["state"]:
             route, ids = _route_of(scope), _ids_of(scope)
             self._audit.write(
                 method=scope["method"], route=route, status=status, trace_id=trace_id, **_who(scope), **ids

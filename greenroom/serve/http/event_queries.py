@@ -8,8 +8,8 @@ from ...domain.event import EventType
 
 MAX_SEQ = 10**18 - 1
 
-CURSOR = r"^\d{1,18}\.\d{1,18}(-\d{1,18}\.\d{1,18})*$"
-"""Of the feed; what it means is nobody's business but the feed's."""
+CURSOR = r"^[0-9a-f]{8}[.][0-9a-f.-]{3,3000}$"
+"""Of the feed, roughly; what it means is nobody's business but the feed's."""
 
 _NAME = "|".join(EventType)
 

@@ -2,20 +2,22 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, nullcontext, suppress
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ...domain.errors import GreenroomError, ResyncRequired
 from ...domain.event import Event
-from .caller import Reader
+from ...domain.feed_cursor import FeedCursor
+from .caller import Reader, TheCallers
 from .event_queries import CURSOR, MAX_SEQ, After, LastEventId, RunId, Types, event_types, seq_to_follow
 from .openapi import describe_stream, problems
 from .records import EventPage
@@ -23,6 +25,10 @@ from .runs import MAX_WAIT_S
 from .service import Service, TheService
 
 router = APIRouter(prefix="/v1", tags=["events"])
+
+_PART_EVENTS = 100
+_PAGE_BYTES = 8 * 1024 * 1024
+"""A page ends when it has that many bytes. It is read in parts, so that no more than one part is too much."""
 
 HEARTBEAT_S = 15
 SEND_TIMEOUT_S = 60.0
@@ -47,16 +53,24 @@ async def read_events(
     run_id: RunId = None,
     wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for a match.")] = 0,
 ) -> Response:
-    """A page of events; `next_after` is where the next one begins."""
+    """A page of events; `next_after` is where the next one begins. Where events are large, a page is shorter."""
     handle = await service.handle(key, session_id)
-    query = (after, before, limit, run_id, event_types(types), None, wait_s)
-    if wait_s:
-        with service.open_stream():
-            events = await service.ask(handle.read_events, *query)
-    else:
-        events = await service.ask(handle.read_events, *query)
-    page = {"events": [event.to_dict() for event in events], "next_after": events[-1].seq if events else after}
-    return JSONResponse(page)
+    wanted = event_types(types)
+
+    async def read(past: int, count: int, wait_s: float = 0) -> list[Event]:
+        return await service.ask(handle.read_events, past, before, count, run_id, wanted, None, wait_s)
+
+    with service.open_stream() if wait_s else nullcontext():
+        events = await read(after, min(limit, _PART_EVENTS), wait_s)
+    page: list[str] = []
+    size, next_after = 0, after
+    while events:
+        page += [json.dumps(event.to_dict()) for event in events]
+        size, next_after = sum(map(len, page)), events[-1].seq
+        if len(page) >= limit or len(events) < _PART_EVENTS or size >= _PAGE_BYTES:
+            break
+        events = await read(next_after, min(limit - len(page), _PART_EVENTS))
+    return Response(f'{{"events": [{", ".join(page)}], "next_after": {next_after}}}', media_type="application/json")
 
 
 @router.get(
@@ -68,6 +82,7 @@ async def stream_events(
     session_id: str,
     key: Reader,
     service: TheService,
+    callers: TheCallers,
     after: After = None,
     run_id: RunId = None,
     types: Types = None,
@@ -87,30 +102,44 @@ async def stream_events(
             async for event in events:
                 yield message_of(event, str(event.seq))
 
-    return event_stream(service, messages())
+    return event_stream(service, messages(), is_allowed=partial(callers.is_good, key))
 
 
 @router.get("/events/stream", response_class=EventSourceResponse, responses=problems(HTTPStatus.GONE) | _STREAM)
 async def stream_feed(
     key: Reader,
     service: TheService,
+    callers: TheCallers,
     after: Annotated[str | None, Query(pattern=CURSOR, description="A cursor that this feed has sent.")] = None,
     types: Types = None,
     last_event_id: Annotated[str | None, Header(pattern=CURSOR, description="Goes before `after`.")] = None,
 ) -> Response:
     """All of the tenant's sessions in one stream, each session's events in their order. `id` is a cursor of this feed;
-    without one it begins with what is new. The first message is `ready`, with the cursor that it begins at."""
+    without one it begins with what is new. `ready` comes first, and now and then while there is nothing for the client:
+    it has no event, but a cursor to go on from."""
     feed = service.runtime.feed(key.tenant, event_types(types))
     given = last_event_id or after
-    cursor = feed.parse(given) if given else await feed.now()
+    cursor = await feed.checked(given) if given else await feed.now()
 
     async def messages() -> AsyncGenerator[dict[str, Any]]:
-        yield {"id": str(cursor), "event": "ready", "data": "{}"}  # a client that loses this stream knows where it was
+        now = asyncio.get_running_loop().time
+        yield _ready(cursor)  # a client that loses this stream knows where it was
+        told_at = now()
         async with aclosing(feed.follow(cursor)) as items:
             async for item in items:
-                yield message_of(item.event, str(item.cursor))
+                if item.event is not None:
+                    yield message_of(item.event, str(item.cursor))
+                elif now() - told_at < HEARTBEAT_S:
+                    continue
+                else:
+                    yield _ready(item.cursor)
+                told_at = now()
 
-    return event_stream(service, messages())
+    return event_stream(service, messages(), is_allowed=partial(callers.is_good, key))
+
+
+def _ready(cursor: FeedCursor) -> dict[str, Any]:
+    return {"id": str(cursor), "event": "ready", "data": "{}"}
 
 
 def message_of(event: Event, cursor: str) -> dict[str, Any]:
@@ -118,9 +147,23 @@ def message_of(event: Event, cursor: str) -> dict[str, Any]:
     return {"id": cursor, "event": event.type.value, "data": json.dumps(event.to_dict())}
 
 
-def event_stream(service: Service, messages: AsyncGenerator[dict[str, Any]]) -> EventSourceResponse:
-    """The messages as they come, for as long as a stream may last; what goes wrong is the last one."""
-    ends_at = asyncio.get_running_loop().time() + service.max_stream_s
+def _fault(error: GreenroomError) -> dict[str, Any]:
+    if isinstance(error, ResyncRequired):
+        return {"event": error.code, "data": json.dumps({"lowest_seq": error.details.get("lowest_seq")})}
+    return {"event": "error", "data": json.dumps({"code": error.code})}
+
+
+def event_stream(
+    service: Service,
+    messages: AsyncGenerator[dict[str, Any]],
+    *,
+    is_allowed: Callable[[], bool],
+    fault: Callable[[GreenroomError], dict[str, Any]] = _fault,
+    may_be_cut: bool = True,
+) -> EventSourceResponse:
+    """The messages as they come, while they are allowed; what goes wrong is the last one. Where the client can go on by
+    a cursor, it may be cut when it has lasted for as long as a stream may."""
+    ends_at = asyncio.get_running_loop().time() + service.max_stream_s if may_be_cut else None
 
     async def guarded() -> AsyncGenerator[dict[str, Any]]:
         async with aclosing(messages):
@@ -128,13 +171,13 @@ def event_stream(service: Service, messages: AsyncGenerator[dict[str, Any]]) -> 
                 while True:
                     async with asyncio.timeout_at(ends_at):
                         message = await anext(messages)
+                    if not is_allowed():
+                        return
                     yield message
             except (StopAsyncIteration, TimeoutError):
                 return
-            except ResyncRequired as exc:
-                yield {"event": exc.code, "data": json.dumps({"lowest_seq": exc.details.get("lowest_seq")})}
             except GreenroomError as exc:
-                yield {"event": "error", "data": json.dumps({"code": exc.code})}
+                yield fault(exc)
 
     return _CountedStream(service, guarded(), ping=HEARTBEAT_S, send_timeout=SEND_TIMEOUT_S)
 

@@ -10,7 +10,6 @@ from starlette.responses import JSONResponse, Response
 
 from ...domain.api_key import Scope
 from ...domain.errors import GreenroomError
-from ..ingress import is_loopback
 from .caller import bearer_token
 from .metrics import registry_of
 from .openapi import only_problems, problems
@@ -44,7 +43,7 @@ async def is_ready(service: TheService) -> Response:
 async def _may_scrape(connection: HTTPConnection) -> None:
     """Whoever is on this machine; from elsewhere, a key with the scope admin."""
     app = connection.app
-    if not is_loopback(app.state.settings.host):
+    if not app.state.is_local:
         app.state.callers.admit(connection, bearer_token(connection), Scope.ADMIN)
 
 

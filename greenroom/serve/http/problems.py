@@ -1,5 +1,6 @@
 """Errors as problem+json (RFC 9457): one table from Greenroom's codes to HTTP statuses."""
 
+import json
 import math
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -7,12 +8,19 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.routing import compile_path
 
 from ...adapters.logs import get_logger
-from ...domain.errors import ErrorCategory, GreenroomError, NotFound, RunNotFound, SessionNotFound
+from ...domain.errors import (
+    ErrorCategory,
+    GreenroomError,
+    InvalidFormat,
+    NotFound,
+    RunNotFound,
+    SessionNotFound,
+)
 
 _log = get_logger(__name__)
 
@@ -32,9 +40,11 @@ BY_CODE: Mapping[str, HTTPStatus] = {
     "resync_required": HTTPStatus.GONE,
     "runtime_gone": HTTPStatus.SERVICE_UNAVAILABLE,
     "session_draining": HTTPStatus.SERVICE_UNAVAILABLE,
+    "session_moved": HTTPStatus.SERVICE_UNAVAILABLE,
     "storage_full": HTTPStatus.INSUFFICIENT_STORAGE,
     "timeout": HTTPStatus.GATEWAY_TIMEOUT,
     "unauthorized": HTTPStatus.UNAUTHORIZED,
+    "writer_fenced": HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """Codes that mean something else over HTTP than their category."""
 
@@ -75,7 +85,7 @@ def status_of(error: GreenroomError) -> HTTPStatus:
 
 def problem(
     status: HTTPStatus, code: str, detail: str, *, headers: Mapping[str, str] | None = None, **more: Any
-) -> JSONResponse:
+) -> Response:
     """A problem as a response."""
     body = {
         "type": "about:blank",
@@ -85,16 +95,19 @@ def problem(
         "detail": detail,
         **more,
     }
-    return JSONResponse(body, status_code=status.value, media_type=MEDIA_TYPE, headers=dict(headers or {}))
+    content = json.dumps(body)  # all of it ASCII: what a caller sent may be repeated, and need not be valid Unicode
+    return Response(content, status_code=status.value, media_type=MEDIA_TYPE, headers=dict(headers or {}))
 
 
-def problem_of(error: GreenroomError) -> JSONResponse:
+def problem_of(error: GreenroomError) -> Response:
     """An error of Greenroom as a response. What is a fault of ours says nothing of how it came about."""
     status = status_of(error)
     if status is HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("request_failed", code=error.code, error=error.message)
-        return problem(status, "internal_error", "Something went wrong here. Try again later.")
+        return internal_error()
     detail = next((said for kind, said in _SAID_OF_NOTHING.items() if isinstance(error, kind)), error.message)
+    if error.category is ErrorCategory.STORAGE or isinstance(error, InvalidFormat):
+        detail = (type(error).__doc__ or error.code).partition("\n")[0]  # the message names paths of this machine
     more = {name: error.details[name] for name in ("field", "last_seq", "lowest_seq") if name in error.details}
     headers: dict[str, str] = {}
     if status in _COMES_AGAIN:
@@ -105,13 +118,13 @@ def problem_of(error: GreenroomError) -> JSONResponse:
     return problem(status, error.code, detail, headers=headers, **more)
 
 
-async def answer_greenroom_error(_: Request, exc: Exception) -> JSONResponse:
+async def answer_greenroom_error(_: Request, exc: Exception) -> Response:
     """What a route raised."""
     assert isinstance(exc, GreenroomError), "it is registered for no other"
     return problem_of(exc)
 
 
-async def answer_invalid_request(_: Request, exc: Exception) -> JSONResponse:
+async def answer_invalid_request(_: Request, exc: Exception) -> Response:
     """A body or a parameter that is not what the route takes; never repeats what was sent."""
     assert isinstance(exc, RequestValidationError), "it is registered for no other"
     first = exc.errors()[0]
@@ -119,7 +132,7 @@ async def answer_invalid_request(_: Request, exc: Exception) -> JSONResponse:
     return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "validation_error", f"{field}: {first['msg']}.", field=field)
 
 
-async def answer_http_error(request: Request, exc: Exception) -> JSONResponse:
+async def answer_http_error(request: Request, exc: Exception) -> Response:
     """What the framework itself refuses: an unknown path, a wrong method."""
     assert isinstance(exc, HTTPException), "it is registered for no other"
     status = HTTPStatus(exc.status_code)
@@ -143,7 +156,6 @@ def _methods_at(request: Request) -> str:
     return ", ".join(sorted(found or {"GET"}))
 
 
-async def answer_fault(_: Request, exc: Exception) -> JSONResponse:
-    """A fault of ours."""
-    _log.error("request_failed", exc_info=exc)
+def internal_error() -> Response:
+    """The answer to a fault of ours, which says nothing of how it came about."""
     return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", "Something went wrong here. Try again later.")

@@ -1,13 +1,12 @@
 """Routes of runs. A run never lives inside a request: it is accepted, and then looked at."""
 
-import contextlib
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from starlette.responses import JSONResponse, Response
 
-from ...domain.errors import GreenroomError
+from ...domain.errors import GreenroomError, Timeout
 from ...domain.run import Run, RunStatus
 from .bodies import Reason, RunCreate, Steering
 from .caller import Reader, Runner
@@ -71,8 +70,14 @@ async def show_run(session_id: str, run_id: str, key: Reader, service: TheServic
     """The run's record; with `wait_s` once it has ended, or the wait is over."""
     if wait_s:
         handle = await service.handle(key, session_id)
-        with service.open_stream(), contextlib.suppress(GreenroomError):  # how it ended, and if, is in its record
-            await service.ask(handle.await_run, run_id, wait_s)
+        with service.open_stream():
+            try:
+                await service.ask(handle.await_run, run_id, wait_s)
+            except GreenroomError as exc:  # its own end, or something that kept us from hearing of it
+                run = await service.run(key, session_id, run_id)
+                if not run.status.is_terminal and not isinstance(exc, Timeout):
+                    raise
+                return JSONResponse(public(run))
     return JSONResponse(public(await service.run(key, session_id, run_id)))
 
 

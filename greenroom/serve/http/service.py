@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import secrets
+import time
 from collections import OrderedDict
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -27,16 +28,18 @@ from .grants import Grants
 _RETRY_STREAM_S = 5.0
 
 MAX_KNOWN_SESSIONS = 10_000
+_KNOWN_S = 10.0
 
 _MOVED_PAUSES_S = (0.05, 0.2, 1.0, 2.0)
 
 
 class _Known(NamedTuple):
-    """What is remembered of a session: whose it is, which never changes, and a handle, which is never stale. Whether
-    it is still there, its own answers say."""
+    """What is remembered of a session: whose it is, for a while, since the id may be another's after a deletion; and a
+    handle, which is never stale. Whether it is still there, its own answers say."""
 
     tenant: str
     handle: SessionHandle
+    good_until: float
 
 
 class Service:
@@ -82,7 +85,7 @@ class Service:
     async def handle(self, key: ApiKey, session_id: str) -> SessionHandle:
         """A handle of the session. SessionNotFound also for one of another tenant."""
         known = self._known.get(session_id)
-        if known is None:
+        if known is None or known.good_until < time.monotonic():
             await self.session(key, session_id)
             return self.remember(key, self.runtime.handle(session_id))
         if known.tenant != key.tenant:
@@ -91,10 +94,12 @@ class Service:
 
     def remember(self, key: ApiKey, handle: SessionHandle) -> SessionHandle:
         """A session of the key's tenant need not be looked up again."""
-        self._known[handle.session_id] = _Known(key.tenant, handle)
+        known = self._known.get(handle.session_id)
+        kept = handle if known is None else known.handle
+        self._known[handle.session_id] = _Known(key.tenant, kept, time.monotonic() + _KNOWN_S)
         if len(self._known) > MAX_KNOWN_SESSIONS:
             self._known.popitem(last=False)
-        return handle
+        return kept
 
     async def run(self, key: ApiKey, session_id: str, run_id: str) -> Run:
         """The run's record. RunNotFound also for one of another session."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -9,9 +10,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, WebSocket, WebSocketDisconnect
 
 from ...actors.event_stream import EventStream
-from ...domain.api_key import Scope
-from ...domain.errors import GreenroomError, ResyncRequired
-from .caller import bearer_token
+from ...domain.api_key import ApiKey, Scope
+from ...domain.errors import GreenroomError, ResyncRequired, Unauthorized
+from .caller import TheCallers, bearer_token
 from .event_queries import MAX_SEQ, RunId, Types, event_types
 from .problems import status_of
 from .service import Service, TheService
@@ -23,6 +24,7 @@ _KEY_PREFIX = "key."
 """A browser cannot set headers on a WebSocket: it offers the protocols `greenroom.v1` and `key.<key>` instead."""
 
 _NORMAL = 1000
+_COME_AGAIN = 1012
 _APPLICATION = 4000
 """Close codes of applications; the HTTP status of what went wrong is added: 4401, 4404."""
 
@@ -34,17 +36,20 @@ async def follow(
     socket: WebSocket,
     session_id: str,
     service: TheService,
+    callers: TheCallers,
     after: Annotated[int, Query(ge=0, le=MAX_SEQ)] = 0,
     run_id: RunId = None,
     types: Types = None,
 ) -> None:
     """Each message is an event as JSON. What is no event has `control`: `end` when the session (or the run) has ended
-    and everything was sent, `resync_required` with `lowest_seq`. Who reconnects gives the last seq as `after`."""
+    and everything was sent, `resync_required` with `lowest_seq`. Who reconnects, as the code 1012 asks for, gives the
+    last seq as `after`."""
     await socket.accept(subprotocol=PROTOCOL if PROTOCOL in socket.scope.get("subprotocols", ()) else None)
     try:
         with service.open_stream():
-            events = await _opened(socket, service, session_id, run_id, after, types)
-            await _served(socket, events)
+            key = callers.admit(socket, bearer_token(socket) or _offered_key(socket), Scope.READ)
+            events = await _opened(service, key, session_id, run_id, after, types)
+            await _served(socket, events, service.max_stream_s, lambda: callers.is_good(key))
     except ResyncRequired as exc:
         await socket.send_json({"control": exc.code, "lowest_seq": exc.details.get("lowest_seq")})
         await socket.close(_APPLICATION + HTTPStatus.GONE)
@@ -55,9 +60,8 @@ async def follow(
 
 
 async def _opened(
-    socket: WebSocket, service: Service, session_id: str, run_id: str | None, after: int, types: str | None
+    service: Service, key: ApiKey, session_id: str, run_id: str | None, after: int, types: str | None
 ) -> EventStream:
-    key = socket.app.state.callers.admit(socket, bearer_token(socket) or _offered_key(socket), Scope.READ)
     handle = await service.handle(key, session_id)
     wanted = event_types(types)
     if run_id is not None:
@@ -70,24 +74,29 @@ def _offered_key(socket: WebSocket) -> str | None:
     return next((name.removeprefix(_KEY_PREFIX) for name in offered if name.startswith(_KEY_PREFIX)), None)
 
 
-async def _served(socket: WebSocket, events: EventStream) -> None:
-    """Send what comes, until it ends or the client leaves; what a client says is not listened to."""
-    sending = asyncio.create_task(_send_all(socket, events))
+async def _served(socket: WebSocket, events: EventStream, max_s: float, is_allowed: Callable[[], bool]) -> None:
+    """Send what comes, until it ends, the client leaves, or it has lasted for long enough; what a client says is not
+    listened to."""
+    sending = asyncio.create_task(_send_all(socket, events, is_allowed))
     leaving = asyncio.create_task(_left(socket))
     try:
-        await asyncio.wait([sending, leaving], return_when=asyncio.FIRST_COMPLETED)
-        if sending.done():
+        done, _ = await asyncio.wait([sending, leaving], timeout=max_s, return_when=asyncio.FIRST_COMPLETED)
+        if sending in done:
             sending.result()
             await socket.close(_NORMAL)
+        elif not done:
+            await socket.close(_COME_AGAIN)
     finally:
         for task in (sending, leaving):
             task.cancel()
         await asyncio.gather(sending, leaving, return_exceptions=True)
 
 
-async def _send_all(socket: WebSocket, events: EventStream) -> None:
+async def _send_all(socket: WebSocket, events: EventStream, is_allowed: Callable[[], bool]) -> None:
     async with aclosing(events):
         async for event in events:
+            if not is_allowed():
+                raise Unauthorized
             await _send(socket, event.to_dict())
         await _send(socket, {"control": "end"})
 

@@ -12,9 +12,11 @@ export class ApprovalList extends Store {
     this.items = new Map();
     this.deciding = new Set();
     this.isLoaded = false;
+    this.missed = null; // what the feed tells while the list is asked for
   }
 
   async load() {
+    const missed = (this.missed = []);
     try {
       const { items } = await this.api.get("approvals");
       this.items = new Map(items.map((item) => [item.id, item]));
@@ -22,10 +24,13 @@ export class ApprovalList extends Store {
     } catch (problem) {
       if (problem.status !== 401) this.onProblem(problem);
     }
+    if (this.missed === missed) this.missed = null;
+    for (const event of missed) this.take(event); // the answer may be older than they are
     this.changed();
   }
 
   take(event) {
+    this.missed?.push(event);
     if (event.type === "tool_approval_requested") {
       this.items.set(event.data.approval_id, approvalOf(event));
     } else if (event.type === "tool_approval_granted" || event.type === "tool_approval_denied") {

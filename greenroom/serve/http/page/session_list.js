@@ -4,6 +4,7 @@ import { path } from "./api.js";
 import { RUN_ENDINGS } from "./event_types.js";
 import { Store } from "./store.js";
 
+const MOST_ACTIVITY = 5_000; // sessions whose runs are counted
 const PAGE = 50;
 
 const STATES = {
@@ -28,6 +29,7 @@ export class SessionList extends Store {
     this.found = new Map();
     this.activity = new Map();
     this.newest = null;
+    this.missed = null; // what the feed tells while the list is asked for
   }
 
   /** The first page, under the filter of this moment. */
@@ -42,6 +44,7 @@ export class SessionList extends Store {
   async page(cursor) {
     const status = this.status;
     this.isLoading = true;
+    const missed = (this.missed = []);
     this.changed();
     try {
       const given = { order: "desc", limit: PAGE, status, cursor };
@@ -54,6 +57,8 @@ export class SessionList extends Store {
       this.isLoading = false;
       this.onProblem(problem);
     }
+    if (this.missed === missed) this.missed = null;
+    for (const event of missed) this.take(event); // the answer may be older than they are
     this.changed();
   }
 
@@ -102,6 +107,7 @@ export class SessionList extends Store {
 
   /** Take over what the feed tells. */
   take(event) {
+    this.missed?.push(event);
     if (event.run_id) this.noteRun(event);
     if (event.type === "session_created") this.insert(sessionOf(event));
     const state = STATES[event.type];
@@ -124,6 +130,7 @@ export class SessionList extends Store {
   }
 
   activityOf(sessionId) {
+    if (this.activity.size > MOST_ACTIVITY) this.activity.delete(this.activity.keys().next().value);
     if (!this.activity.has(sessionId)) this.activity.set(sessionId, { running: new Set(), queued: new Set() });
     return this.activity.get(sessionId);
   }

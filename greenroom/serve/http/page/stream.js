@@ -4,6 +4,7 @@ const FIRST_DELAY_MS = 500;
 const LONGEST_DELAY_MS = 15_000;
 const SILENCE_MS = 45_000; // three heartbeats
 const HIDDEN_MS = 60_000;
+const CURSOR_FAULTS = ["resync_required", "invalid_cursor"];
 const LARGEST_MESSAGE = 16_000_000; // characters
 
 /** Cuts the text of a stream into messages { id, event, data }, wherever its pieces are cut. */
@@ -146,6 +147,10 @@ export class Stream {
       this.leastDelayMs = error.retryAfterMs ?? 0;
       const isFinal = error.status >= 400 && error.status < 500 && ![408, 425, 429].includes(error.status);
       if (!isFinal) return "broken";
+      if (this.lastId !== null && CURSOR_FAULTS.includes(error.code)) {
+        this.lastId = null; // of a store that is another one by now
+        return "again";
+      }
       if (error.status !== 401) this.handlers.onProblem?.(error);
       return "end";
     } finally {
