@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .actors.event_stream import EventStream as EventStream
-    from .actors.runtime import Runtime as Runtime, RuntimeStats as RuntimeStats
+    from .actors.runtime import Runtime as Runtime
+    from .actors.runtime_overview import RuntimeStats as RuntimeStats
     from .actors.session_handle import SessionHandle as SessionHandle
     from .actors.starting import start as start
     from .adapters.settings import Settings as Settings
@@ -112,7 +113,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "actors.event_stream": ("EventStream",),
-    "actors.runtime": ("Runtime", "RuntimeStats"),
+    "actors.runtime": ("Runtime",),
+    "actors.runtime_overview": ("RuntimeStats",),
     "actors.session_handle": ("SessionHandle",),
     "actors.starting": ("start",),
     "adapters.settings": ("Settings",),

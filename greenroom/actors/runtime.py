@@ -1,66 +1,34 @@
 """The Runtime: what a process holds of a runtime that it has started or joined."""
 
 import asyncio
-import contextlib
-import os
 import secrets
-import threading
-from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from functools import partial
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import ray
-import ray.exceptions
-
-from ..adapters.data_dir import MEMORY_DATA_DIR, prepare_backup
 from ..adapters.json_safety import require_json_safe
 from ..adapters.option_parsing import parse_options
-from ..adapters.providers.manifests import manifest
 from ..adapters.providers.registry import BUILT_IN_DECLARATIONS
-from ..adapters.query_rows import DEFAULT_QUERY_LIMIT, unpack_rows
 from ..adapters.run_option_parsing import parse_run_options
-from ..adapters.session_homes import homes_folder, remove_homes
-from ..domain.account import AccountState
 from ..domain.approval import BY_CALLER
-from ..domain.budget import BudgetState
-from ..domain.capability_negotiation import Manifest
 from ..domain.errors import (
     GreenroomError,
     NotFound,
     RunNotFound,
-    RuntimeGone,
     SessionNotFound,
     Timeout,
     ValidationError,
 )
-from ..domain.event_log import MAX_READ_LIMIT, parse_types
+from ..domain.event_log import MAX_READ_LIMIT
 from ..domain.provider import ProviderDeclaration
-from ..domain.routing import RouterOptions, RouterState
+from ..domain.routing import RouterOptions
 from ..domain.run import Run, RunResult, RunStatus
 from ..domain.session import Session, SessionSpec, SessionState
-from ..domain.verification import Verification
-from ..domain.webhook import WebhookTarget
-from . import ray_cluster
 from .account_actors import start_accounts, start_routers
-from .actor_states import actor_is_dead, named_actors
-from .address import BREAKER_PREFIX, LIMITER, ROUTER_PREFIX, WEBHOOKS, RuntimeAddress
 from .event_stream import EventStream
-from .ray_errors import raise_bare
-from .runtime_file import RuntimeRecord, remove_record
-from .runtime_watch import RuntimeWatch
+from .runtime_data import RuntimeData
+from .runtime_overview import RuntimeOverview
 from .session_handle import SessionHandle
-from .store_shards import StoreShards
-from .tenant_feed import TenantFeed
-from .webhook_actor import webhook_sender, webhooks_exist
-
-ResultT = TypeVar("ResultT")
-
-_STOP_S = 10.0
 
 _PENDING_APPROVALS = """
     SELECT session_id, run_id, json_object('id', data->>'approval_id', 'tool_name', data->>'tool_name',
@@ -79,64 +47,12 @@ _SESSION_OF_APPROVAL = """
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuntimeStats:
-    """What there is, and who serves it."""
-
-    actors: list[dict[str, Any]]
-    """Kind (the class name), name, pid, node_id, state and session_ids of each."""
-    sessions: int
-    runs: int
-    events: int
-    bytes: int
-    """Size of the event store on disk."""
-    processes: int
-
-
-class Runtime:
+class Runtime(RuntimeData, RuntimeOverview):
     """A runtime. Every method has a twin for event loops with `a` in front.
 
     The plain ones may be called from any thread, also while a loop runs in it. Errors are the bare classes of
     greenroom; RuntimeGone when the runtime has ended.
     """
-
-    def __init__(self, address: RuntimeAddress, *, stores: StoreShards, directory: Any, owns_ray: bool) -> None:
-        self._address = address
-        self._stores = stores
-        self._directory = directory
-        self._owns_ray = owns_ray
-        self._ended = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._loop_lock = threading.Lock()
-        self._pending: set[Future[Any]] = set()
-        self._watch = None if owns_ray else RuntimeWatch(address.ray_address, self._gone)
-
-    @property
-    def data_dir(self) -> str:
-        """Where everything is kept."""
-        return self._address.data_dir
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether this process is connected to it, and its store and directory are not gone for good."""
-        if self._ended or not ray.is_initialized() or not _same_cluster(self._address):
-            return False
-        return not any(actor_is_dead(actor) for actor in (*self._stores.actors, self._directory))
-
-    @property
-    def owns_ray(self) -> bool:
-        """Whether this process started the Ray cluster that the runtime lives on, and ends it with `shutdown`."""
-        return self._owns_ray
-
-    def record(self) -> RuntimeRecord:
-        """What later processes need to join."""
-        return RuntimeRecord(
-            ray_address=self._address.ray_address,
-            namespace=self._address.namespace,
-            version=version("greenroom"),
-            auth_mode=ray_cluster.auth_mode(),
-            pid=os.getpid(),
-        )
 
     def declare(self, providers: dict[str, ProviderDeclaration], routers: dict[str, RouterOptions]) -> None:
         """Add providers and routers to the runtime, in place of those of the same names."""
@@ -275,105 +191,6 @@ class Runtime:
     def list_sessions(self, **filters: Any) -> list[Session]:
         """See alist_sessions."""
         return self._wait(self.alist_sessions(**filters))
-
-    # The whole life of a session's data
-
-    async def averify_session(self, session_id: str) -> Verification:
-        """Read the session's whole log from the disk and prove it; `.ok` is true only when it is intact."""
-        return await self._ask(self._stores.ask(session_id, "verify_session"))
-
-    def verify_session(self, session_id: str) -> Verification:
-        """See averify_session."""
-        return self._wait(self.averify_session(session_id))
-
-    async def adelete_session(self, session_id: str) -> None:
-        """Cancel the session's runs and delete every trace of it. SessionNotFound if there is none.
-
-        When this returns nothing shows it any more, and nothing brings it back; its bytes leave the files with the next
-        `compact`.
-        """
-        await self._ask(self._directory.delete_session.remote(session_id))
-
-    def delete_session(self, session_id: str) -> None:
-        """See adelete_session."""
-        self._wait(self.adelete_session(session_id))
-
-    async def aexport_session(self, session_id: str, path: str | Path) -> Path:
-        """Write the session as it is now to one self-contained file, and return its path. SessionNotFound.
-
-        The store's process writes it, on the store's machine. Tools given as Python objects are not in it.
-        """
-        target = _absolute(path)
-        await self._ask(self._stores.ask(session_id, "export_session", target))
-        return target
-
-    def export_session(self, session_id: str, path: str | Path) -> Path:
-        """See aexport_session."""
-        return self._wait(self.aexport_session(session_id, path))
-
-    async def aimport_session(self, path: str | Path) -> SessionHandle:
-        """Take in an exported session, once its whole chain was proven. InvalidFormat if it is not what was exported,
-        AlreadyExists if there is a session of its name; then nothing was changed."""
-        from ..adapters.duckdb.session_archive import read_head  # noqa: PLC0415  loads DuckDB
-
-        source = _absolute(path)
-        head = await asyncio.to_thread(read_head, source)
-        await self._ask(self._stores.ask(head.session_id, "import_session", source))
-        return SessionHandle(head.session_id, self._address)
-
-    def import_session(self, path: str | Path) -> SessionHandle:
-        """See aimport_session."""
-        return self._wait(self.aimport_session(path))
-
-    async def acompact(self) -> None:
-        """Rewrite the store's files without what was deleted or may be pruned; everything is served meanwhile."""
-        await self._ask(self._stores.ask_all("compact"))
-
-    def compact(self) -> None:
-        """See acompact."""
-        self._wait(self.acompact())
-
-    async def abackup(self, path: str | Path) -> Path:
-        """Copy everything as it is now to a new folder, which `greenroom restore` puts back, or which is a data_dir by
-        itself; everything is served meanwhile. Each shard is a moment of its own."""
-        target = _absolute(path)
-        await asyncio.to_thread(prepare_backup, target, len(self._stores.actors))
-        await self._ask(self._stores.ask_all("back_up", target))
-        return target
-
-    def backup(self, path: str | Path) -> Path:
-        """See abackup."""
-        return self._wait(self.abackup(path))
-
-    async def aquery(
-        self,
-        sql: str,
-        params: Sequence[Any] | Mapping[str, Any] | None = None,
-        limit: int = DEFAULT_QUERY_LIMIT,
-        *,
-        tenant: str | None = None,
-    ) -> list[dict[str, Any]]:
-        """At most `limit` rows of one SELECT over the views sessions, runs, events, tool_calls and usage.
-
-        It sees everything that was committed before the call, and of one tenant only when `tenant` names it. It runs in
-        a process of its own that can read nothing else, with bounded memory, and no longer than
-        `event_store.query_timeout_s`. `params` are the values of `?` (a list) or of `$name` (a mapping). Values come
-        back JSON-safe: times as ISO 8601 in UTC. ValidationError names what is wrong or forbidden; Timeout.
-        """
-        paths = await self._ask(self._stores.ask_all("refresh_mirror"))
-        answer = await self._ask(self._stores.ask_first("query", paths, sql, params, limit, tenant))
-        return unpack_rows(*answer)
-
-    def query(
-        self,
-        sql: str,
-        params: Sequence[Any] | Mapping[str, Any] | None = None,
-        limit: int = DEFAULT_QUERY_LIMIT,
-        *,
-        tenant: str | None = None,
-    ) -> list[dict[str, Any]]:
-        """See aquery."""
-        return self._wait(self.aquery(sql, params, limit, tenant=tenant))
 
     # Runs
 
@@ -530,241 +347,6 @@ class Runtime:
     def resume(self) -> None:
         """See aresume."""
         self._wait(self.aresume())
-
-    # The runtime itself
-
-    def feed(self, tenant: str, types: Sequence[str] | str | None = None) -> TenantFeed:
-        """All events of the tenant's sessions as one feed: of those whose metadata has it as `tenant`. `types` picks
-        some; ValidationError names one that is none.
-        """
-        return TenantFeed(self._stores, tenant, parse_types(types))
-
-    async def aproviders(self) -> dict[str, ProviderDeclaration]:
-        """The providers that there are, by name."""
-        return await self._providers()
-
-    def providers(self) -> dict[str, ProviderDeclaration]:
-        """See aproviders."""
-        return self._wait(self._providers())
-
-    async def adefault_provider(self) -> str:
-        """The provider, or router, of sessions that name none."""
-        settings = await self._ask(self._directory.settings.remote())
-        return settings["default_provider"]
-
-    async def adeclared(self) -> tuple[dict[str, ProviderDeclaration], dict[str, RouterOptions]]:
-        """All providers and routers, by name."""
-        settings = await self._ask(self._directory.settings.remote())
-        return {**BUILT_IN_DECLARATIONS, **settings["providers"]}, settings["routers"]
-
-    async def _providers(self) -> dict[str, ProviderDeclaration]:
-        settings = await self._ask(self._directory.settings.remote())
-        return {**BUILT_IN_DECLARATIONS, **settings["providers"]}
-
-    async def acapabilities(self, provider: str, model: str | None = None) -> Manifest:
-        """What a provider can do with a model (its default one if none is named), and what that costs."""
-        providers = await self._providers()
-        if provider not in providers:
-            raise ValidationError(
-                f"Provider {provider!r} is not declared; declared are: {', '.join(sorted(providers))}.",
-                details={"field": "provider"},
-            )
-        return await asyncio.to_thread(partial(manifest, providers[provider], model, priced=True))
-
-    def capabilities(self, provider: str, model: str | None = None) -> Manifest:
-        """See acapabilities."""
-        return self._wait(self.acapabilities(provider, model))
-
-    async def aaccounts(self) -> dict[str, AccountState]:
-        """The provider accounts that are counted, by provider: breaker, attempts under way and in line."""
-        names = await asyncio.to_thread(named_actors, self._address.namespace, BREAKER_PREFIX)
-        states: list[AccountState] = await asyncio.gather(*(self._ask_named(name, "state") for name in names))
-        return {state.provider: state for state in states}
-
-    def accounts(self) -> dict[str, AccountState]:
-        """See aaccounts."""
-        return self._wait(self.aaccounts())
-
-    async def arouter(self, name: str) -> RouterState:
-        """A router as it is declared, and what it knows of its providers. ValidationError if there is none."""
-        settings = await self._ask(self._directory.settings.remote())
-        options: RouterOptions | None = settings["routers"].get(name)
-        if options is None:
-            known = ", ".join(sorted(settings["routers"])) or "none"
-            raise ValidationError(f"Router {name!r} is not declared; declared are: {known}.", details={"field": "name"})
-        accounts, bound = await self._ask_named(ROUTER_PREFIX + name, "state")
-        return RouterState(name=name, options=options, accounts=accounts, bound_sessions=bound)
-
-    def router(self, name: str) -> RouterState:
-        """See arouter."""
-        return self._wait(self.arouter(name))
-
-    async def abudgets(self) -> dict[str, BudgetState]:
-        """What was spent of the budgets of the runtime, its tenants and its projects, by scope."""
-        settings = await self._ask(self._directory.settings.remote())
-        return {} if settings["limiter"] is None else await self._ask(settings["limiter"].budgets.remote())
-
-    def budgets(self) -> dict[str, BudgetState]:
-        """See abudgets."""
-        return self._wait(self.abudgets())
-
-    async def _ask_named(self, name: str, method: str) -> Any:
-        actor: Any = await asyncio.to_thread(ray.get_actor, name, self._address.namespace)
-        return await self._ask(getattr(actor, method).remote())
-
-    async def astats(self) -> RuntimeStats:
-        """What there is, and who serves it. Never waits on a session's actor."""
-        actors, counts = await asyncio.gather(
-            self._ask(self._directory.actors.remote()), self._ask(self._stores.counts())
-        )
-        return RuntimeStats(actors=actors, processes=len(actors), **counts)
-
-    def stats(self) -> RuntimeStats:
-        """See astats."""
-        return self._wait(self.astats())
-
-    async def aset_webhooks(self, targets: Sequence[WebhookTarget]) -> None:
-        """Send events to these addresses and to no others, from now on, starting at what is new. ValidationError for a
-        secret that is not there."""
-        if targets or await asyncio.to_thread(webhooks_exist, self._address):
-            sender = await asyncio.to_thread(webhook_sender, self._address, self._stores)
-            await self._ask(sender.configure.remote(list(targets)))
-
-    def set_webhooks(self, targets: Sequence[WebhookTarget]) -> None:
-        """See aset_webhooks."""
-        self._wait(self.aset_webhooks(targets))
-
-    async def astatus_counts(self) -> dict[str, dict[str, int]]:
-        """How many `sessions` and `runs` there are in each status."""
-        return await self._ask(self._stores.status_counts())
-
-    def status_counts(self) -> dict[str, dict[str, int]]:
-        """See astatus_counts."""
-        return self._wait(self.astatus_counts())
-
-    async def aping(self) -> None:
-        """Return when the event store, the directory and all routers have answered. Raises what they raise."""
-        settings, _ = await asyncio.gather(
-            self._ask(self._directory.settings.remote()), self._ask(self._stores.ask_all("end_of_feed"))
-        )
-        await asyncio.gather(*(self._ask_named(ROUTER_PREFIX + name, "state") for name in settings["routers"]))
-
-    def ping(self) -> None:
-        """See aping."""
-        self._wait(self.aping())
-
-    async def ashutdown(self) -> None:
-        """Stop the runtime's actors, for everybody who joined it; ends Ray if this process started it.
-
-        Runs in flight are interrupted, and accounted for when a runtime starts on the data_dir again.
-        """
-        if self._watch is not None:
-            self._watch.stop()
-        if self._ended:
-            return
-        self._ended = True
-        if ray.is_initialized() and _same_cluster(self._address):
-            await self._stop_actors()
-        if self.data_dir == MEMORY_DATA_DIR:
-            await asyncio.to_thread(remove_homes, homes_folder(self.data_dir, self._address.namespace))
-        else:
-            remove_record(Path(self.data_dir))
-
-    def shutdown(self) -> None:
-        """See ashutdown."""
-        self._wait(self.ashutdown())
-        self._stop_loop()
-        if self._owns_ray and ray.is_initialized():
-            ray.shutdown()
-
-    async def _stop_actors(self) -> None:
-        try:
-            async with asyncio.timeout(_STOP_S):  # Ray lets calls hang when its control store has died before us
-                names: list[str] = await self._ask(self._directory.session_servers.remote())
-        except (TimeoutError, GreenroomError):
-            return
-        ray.kill(self._directory)
-        namespace = self._address.namespace
-        deciding = [LIMITER, WEBHOOKS]
-        for prefix in (BREAKER_PREFIX, ROUTER_PREFIX):
-            deciding += await asyncio.to_thread(named_actors, namespace, prefix)
-        for name in deciding:
-            with contextlib.suppress(ValueError):
-                ray.kill(await asyncio.to_thread(ray.get_actor, name, namespace))
-        servers: list[Any] = []
-        for name in names:
-            with contextlib.suppress(ValueError):
-                servers.append(await asyncio.to_thread(ray.get_actor, name, self._address.namespace))
-        stops = [asyncio.wrap_future(server.stop.remote().future()) for server in servers]
-        if stops:
-            await asyncio.wait(stops, timeout=_STOP_S)
-        for server in servers:
-            ray.kill(server)
-        with contextlib.suppress(GreenroomError, TimeoutError):
-            async with asyncio.timeout(_STOP_S):
-                await self._stores.ask_all("close")
-        for store in self._stores.actors:
-            ray.kill(store)
-
-    # Calls
-
-    async def _ask(self, answer: Any) -> Any:
-        """The answer of an actor, its errors bare."""
-        if self._ended and not ray.is_initialized():
-            raise RuntimeGone
-        try:
-            return await answer
-        except (ray.exceptions.RayError, ConnectionError) as exc:
-            raise_bare(exc)
-
-    def _wait(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
-        """Run it to its end on this runtime's own loop, whatever loop the calling thread may be in."""
-        if self._ended and work.__name__ != "ashutdown":
-            work.close()
-            raise RuntimeGone
-        future = asyncio.run_coroutine_threadsafe(work, self._own_loop())
-        self._pending.add(future)
-        try:
-            return future.result()
-        except CancelledError as exc:
-            raise RuntimeGone from exc
-        except BaseException:
-            future.cancel()
-            raise
-        finally:
-            self._pending.discard(future)
-
-    def _gone(self) -> None:
-        """The runtime's cluster has ended: whoever waits is told, and so is whoever asks from now on."""
-        self._ended = True
-        for future in list(self._pending):
-            future.cancel()
-
-    def _own_loop(self) -> asyncio.AbstractEventLoop:
-        with self._loop_lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=_run_loop, args=(self._loop,), name="greenroom-runtime", daemon=True).start()
-            return self._loop
-
-    def _stop_loop(self) -> None:
-        with self._loop_lock:
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._loop.stop)
-                self._loop = None
-
-
-def _absolute(path: str | Path) -> Path:
-    return Path(path).expanduser().absolute()
-
-
-def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
-    loop.run_forever()
-    loop.close()
-
-
-def _same_cluster(address: RuntimeAddress) -> bool:
-    return ray.get_runtime_context().gcs_address == address.ray_address
 
 
 def _packed(tools: Sequence[Any]) -> bytes | None:

@@ -44,6 +44,8 @@ class HttpSettings(BaseModel):
     """Streams and long polls that one replica holds open at once."""
     max_stream_s: float = Field(default=3_600.0, gt=0)
     """A stream of events is ended after this long; its client goes on with its cursor, at whatever replica."""
+    drain_s: float = Field(default=10.0, ge=0)
+    """How long `greenroom serve` waits, when it is to end, for runs under way in the runtime that it has started."""
     requests_per_minute: int | None = Field(default=None, ge=1)
     """Of each key at one replica; a minute's worth may come at once. None: as many as there are."""
     cors_origins: tuple[str, ...] = ()

@@ -4,11 +4,13 @@ import importlib
 import logging
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..domain.errors import InvalidOperation, ValidationError
+from ..domain.errors import InvalidOperation, RuntimeGone, ValidationError
+from ..domain.run import RunStatus
 from .app import NAME, build
 from .cli_errors import OK
 from .cli_options import DataDir, Debug, invocation_of
@@ -16,7 +18,11 @@ from .cli_runtime import data_dir_of, note, opened_runtime, settings_of
 from .ingress import is_loopback, quick_ingress
 
 if TYPE_CHECKING:
+    from ..actors.runtime import Runtime
     from ..adapters.settings import Settings
+
+_LOOK_S = 1.0
+_POLL_S = 0.1
 
 _LISTENS_ALREADY = (
     "Ray Serve listens on this cluster already: another `greenroom serve` of this data_dir, or an application of your"
@@ -53,10 +59,29 @@ def serve(
             _listen(ray_serve, host, port, args, debug=invocation.debug)
             sys.stdout.write(f"Greenroom serves {runtime.data_dir} on http://{host}:{port}\n")
             sys.stdout.flush()
-            threading.Event().wait()
+            _hold(runtime)
         finally:
-            ray_serve.shutdown()  # requests under way have their time; then nothing listens any more
+            if runtime.is_alive:
+                ray_serve.shutdown()  # requests under way have their time; then nothing listens any more
+                if runtime.owns_ray:
+                    _await_runs(runtime, settings.http.drain_s)
     return OK
+
+
+def _hold(runtime: "Runtime") -> None:
+    """Until this process is told to end. RuntimeGone when the runtime has ended before."""
+    tick = threading.Event()
+    while runtime.is_alive:
+        tick.wait(_LOOK_S)
+    raise RuntimeGone
+
+
+def _await_runs(runtime: "Runtime", timeout_s: float) -> None:
+    """Give runs under way some time; those that take longer are accounted for at the next start."""
+    deadline = time.monotonic() + timeout_s
+    tick = threading.Event()
+    while time.monotonic() < deadline and runtime.status_counts()["runs"].get(RunStatus.RUNNING, 0):
+        tick.wait(_POLL_S)
 
 
 def _check_reach(settings: "Settings", host: str) -> None:

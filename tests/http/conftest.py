@@ -24,7 +24,7 @@ Clients = Callable[..., httpx2.Client]
 SETTINGS = HttpSettings(
     max_body_bytes=10_000,
     tools=("tests.http.tools:*",),
-    provider_options=("chunks", "chunk_delay_s", "hang", "latency_s", "tool_calls", "fail_with"),
+    provider_options=("reply", "usage", "chunks", "chunk_delay_s", "hang", "latency_s", "tool_calls", "fail_with"),
     tenants={"trusted": HttpGrant(providers=("shell",))},
 )
 

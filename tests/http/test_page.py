@@ -30,6 +30,10 @@ pytestmark = pytest.mark.skipif(
 
 POLICY = {"tool_rules": [{"ask": ["add"]}]}
 CALL = {"name": "add", "input": {"a": 1, "b": 2}}
+REPLY = (
+    "One and two make three.\n\nI asked before I added them, as the policy of this session wants; the result came back"
+    " at once. Nothing else was changed."
+)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +96,8 @@ def test_a_live_run_is_followed_an_approval_decided_and_after_a_reload_every_eve
     page: Page, clients: Clients, address: str, runtime: greenroom.Runtime
 ) -> None:
     client = clients("watched")
+    for agent_id in ("planner", "summarizer", "triage"):
+        submitted(client, opened(client, agent_id=agent_id, tags=["nightly"]), "Have a look at the queue.")
     session_id = opened(
         client, agent_id="reviewer", tags=["demo"], tools=["tests.http.tools:add"], run_defaults={"policy": POLICY}
     )
@@ -101,7 +107,13 @@ def test_a_live_run_is_followed_an_approval_decided_and_after_a_reload_every_eve
         client,
         session_id,
         "Add one and two, and tell me.",
-        provider_options={"tool_calls": [CALL], "chunks": 60, "chunk_delay_s": 0.05},
+        provider_options={
+            "tool_calls": [CALL],
+            "reply": REPLY,
+            "chunks": 60,
+            "chunk_delay_s": 0.05,
+            "usage": {"input_tokens": 812, "output_tokens": 57},
+        },
     )
 
     page.get_by_test_id("approve").first.click()

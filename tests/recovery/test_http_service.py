@@ -31,6 +31,7 @@ sessions_per_actor = 25
 lease_s = 3
 [http]
 provider_options = ["chunks", "chunk_delay_s", "reply"]
+drain_s = 5
 """
 
 STREAMED = {
@@ -174,16 +175,17 @@ def folders_of_ingress() -> set[Path]:
     return set(Path("/tmp").glob("gr-*"))
 
 
-def test_a_service_listens_on_the_loopback_alone_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_service_listens_on_the_loopback_alone_lets_runs_end_and_leaves_nothing_behind(tmp_path: Path) -> None:
     before = folders_of_ingress()
     with serving(tmp_path) as service:
         tree = service.tree()
         assert {"127.0.0.1"} == listeners(tree)
         with greenroom.Client(service.url, key=service.key) as client:
-            session = client.open_session()
-            run_id = session.submit_run("Hello!", {"provider_options": {"chunks": 400, "chunk_delay_s": 0.05}})
-            events = session.follow(run_id=run_id)
-            next(events)
+            session, other = client.open_session(), client.open_session()
+            run_id = session.submit_run("Hello!", {"provider_options": {"chunks": 4_000, "chunk_delay_s": 0.05}})
+            short_id = other.submit_run("Hello!", {"provider_options": {"chunks": 10, "chunk_delay_s": 0.1}})
+            for run in (session.follow(run_id=run_id), other.follow(run_id=short_id)):
+                next(event for event in run if event.type is greenroom.EventType.RUN_STARTED)
             service.process.send_signal(signal.SIGTERM)
             assert 130 == service.process.wait(60)
         out, err = service.process.communicate()
@@ -192,6 +194,8 @@ def test_a_service_listens_on_the_loopback_alone_and_leaves_nothing_behind(tmp_p
         assert before == folders_of_ingress()
 
     with serving(tmp_path) as again, greenroom.Client(again.url, key=service.key) as client:
+        ended = client.session(other.session_id).get_run(short_id)
+        assert "completed" == ended.status, "it was given the time that it needed"
         run = client.session(session.session_id)
         with pytest.raises(greenroom.RunInterrupted):  # it was under way, and is accounted for
             run.await_run(run_id, timeout_s=60)

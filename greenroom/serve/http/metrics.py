@@ -7,7 +7,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ...actors.runtime import Runtime, RuntimeStats
+from ...actors.runtime import Runtime
+from ...actors.runtime_overview import RuntimeStats
 from ...domain.account import AccountState
 from ...domain.budget import BudgetState
 from ...domain.circuit import CircuitState

@@ -13,7 +13,7 @@ from ...actors.event_stream import EventStream
 from ...domain.api_key import ApiKey, Scope
 from ...domain.errors import GreenroomError, ResyncRequired, Unauthorized
 from .caller import TheCallers, bearer_token
-from .event_queries import MAX_SEQ, RunId, Types, event_types
+from .event_queries import MAX_SEQ, RunId, event_types
 from .problems import status_of
 from .service import Service, TheService
 
@@ -39,7 +39,7 @@ async def follow(
     callers: TheCallers,
     after: Annotated[int, Query(ge=0, le=MAX_SEQ)] = 0,
     run_id: RunId = None,
-    types: Types = None,
+    types: Annotated[str | None, Query(max_length=2_000)] = None,
 ) -> None:
     """Each message is an event as JSON. What is no event has `control`: `end` when the session (or the run) has ended
     and everything was sent, `resync_required` with `lowest_seq`. Who reconnects, as the code 1012 asks for, gives the
