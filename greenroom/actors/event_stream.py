@@ -76,6 +76,7 @@ class EventStream:
         types: Any,
         follow: bool,
     ) -> None:
+        self._batches: Any = None  # first: `__del__` looks at it, whatever goes wrong below
         self.seq = from_seq
         self._session_id = session_id
         self._sources = sources
@@ -84,7 +85,6 @@ class EventStream:
         self._types = parse_types(types)
         self._follow = follow
         self._kind = _Kind.LOCATE if follow else _Kind.END
-        self._batches: Any = None
         self._events: deque[Event] = deque()
         self._page: list[Event] = []
         """Events of a page whose large data is not all here yet."""

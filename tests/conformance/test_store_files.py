@@ -749,7 +749,12 @@ async def test_an_archive_with_any_changed_byte_is_refused(archive: Path, tmp_pa
         changed = bytearray(content)
         place = chance.randrange(GZIP_HEADER, len(content) - GZIP_TRAILER)
         changed[place] ^= 1 << chance.randrange(8)
-        assert refused(bytes(changed), tmp_path), place
+        assert refused(bytes(changed), tmp_path) or says_the_same(bytes(changed), content), place
+
+
+def says_the_same(changed: bytes, content: bytes) -> bool:
+    """Some bits after the last compressed block mean nothing."""
+    return gzip.decompress(changed) == gzip.decompress(content)
 
 
 async def test_an_archive_that_was_cut_short_is_refused(archive: Path, tmp_path: Path) -> None:

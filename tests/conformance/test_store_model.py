@@ -501,6 +501,6 @@ def test_whatever_is_done_the_store_and_a_plain_model_of_it_never_differ(
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=20, stateful_step_count=12, deadline=None, suppress_health_check=SLOW, phases=PHASES
+            max_examples=10, stateful_step_count=12, deadline=None, suppress_health_check=SLOW, phases=PHASES
         ),
     )
