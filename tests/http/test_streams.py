@@ -97,7 +97,8 @@ def test_what_is_no_place_in_the_feed_is_refused(clients: Clients, after: str, c
 @contextmanager
 def socket_of(client: httpx2.Client, path: str, **options: Any) -> Generator[ClientConnection]:
     url = str(client.base_url).replace("http", "ws").rstrip("/") + path
-    with connect(url, **options) as socket:
+    socket: ClientConnection
+    with connect(url, **options) as socket:  # pyright: ignore[reportUnknownVariableType]  its types are not whole
         yield socket
 
 
