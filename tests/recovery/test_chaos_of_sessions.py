@@ -1,4 +1,4 @@
-"""A minute of what `make chaos` does for five."""
+"""Half a minute of what `make chaos` does for five."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.chaos.sessions import run_chaos
 
-SECONDS = 60.0
+SECONDS = 25.0
 
 
 @pytest.mark.timeout(420)
@@ -14,5 +14,5 @@ def test_sessions_keep_their_promises_while_processes_are_killed_at_random(clust
     report = run_chaos(tmp_path, seconds=SECONDS, seed=4)
 
     assert [] == report.problems
-    assert report.kills.total() > 10
-    assert sum(map(len, report.acknowledged.values())) > 50
+    assert report.kills.total() > 4
+    assert sum(map(len, report.acknowledged.values())) > 20

@@ -177,6 +177,14 @@ def test_a_plain_stream_can_be_closed_while_another_thread_waits_for_it(service:
     assert service.is_left.wait(PATIENCE_S)
 
 
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """Also where whoever started the tests has them ignore it, as a shell does in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_when(asked: threading.Event) -> None:
     """Ctrl-C, as soon as the service has the request."""
 
@@ -187,7 +195,7 @@ def interrupt_when(asked: threading.Event) -> None:
     threading.Thread(target=interrupt, daemon=True).start()
 
 
-def test_ctrl_c_cancels_the_request_under_way(service: Service, client: Client) -> None:
+def test_ctrl_c_cancels_the_request_under_way(service: Service, client: Client, hears_ctrl_c: None) -> None:
     interrupt_when(service.is_asked)
 
     with pytest.raises(KeyboardInterrupt):
@@ -197,7 +205,7 @@ def test_ctrl_c_cancels_the_request_under_way(service: Service, client: Client) 
     assert session_record() == client.session(SESSION).record()
 
 
-def test_a_plain_stream_goes_on_after_ctrl_c(service: Service, client: Client) -> None:
+def test_a_plain_stream_goes_on_after_ctrl_c(service: Service, client: Client, hears_ctrl_c: None) -> None:
     service.content = b": ping\r\n\r\n"
     stream = client.session(SESSION).follow(run_id=RUN)
     interrupt_when(service.is_asked)
