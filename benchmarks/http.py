@@ -4,7 +4,6 @@ import asyncio
 import importlib
 import json
 import tempfile
-import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from greenroom.domain.api_key import Scope
 from greenroom.serve.app import NAME, build
 from greenroom.serve.ingress import quick_ingress
 
-from .measuring import Figure, median_ms, seconds, start_pinger
+from .measuring import Figure, median_ms, pinged, seconds, start_pinger
 
 REQUESTS = 300
 WARM_UP = 30
@@ -108,27 +107,16 @@ def _event_to_client(client: httpx2.Client) -> Figure:
     path = _session(client)
     options = {"provider_options": {"chunks": STREAMED_EVENTS, "chunk_delay_s": 0.004, "reply": "x" * 600}}
     pinger = start_pinger()
-    pings: list[float] = []
-    stop = threading.Event()
-
-    def ping() -> None:
-        while not stop.is_set():
-            pings.append(seconds(lambda: ray.get(pinger.ping.remote())))
-            stop.wait(0.005)
-
     run_id = (
         client.post(f"{path}/runs", json={"input": "hello", "options": options}).raise_for_status().json()["run_id"]
     )
-    pinging = threading.Thread(target=ping)
-    pinging.start()
     delays: list[float] = []
-    with client.stream("GET", f"{path}/events/stream", params={"run_id": run_id}) as answer:
+    stream = client.stream("GET", f"{path}/events/stream", params={"run_id": run_id})
+    with pinged(pinger) as pings, stream as answer:
         for line in answer.iter_lines():
             if line.startswith("data: ") and '"message_streamed"' in line:
                 event = greenroom.Event.from_dict(json.loads(line[6:]))
                 delays.append(time.time() - event.timestamp.timestamp())
-    stop.set()
-    pinging.join()
     ray.kill(pinger)
     return Figure(
         name="event to SSE client, p50",

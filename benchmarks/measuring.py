@@ -3,8 +3,10 @@
 import json
 import platform
 import statistics
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -55,6 +57,26 @@ def start_pinger() -> Any:
     actor: Any = ray.remote(Pinger).options(num_cpus=0, max_concurrency=100_000).remote()
     ray.get([actor.ping.remote() for _ in range(200)])
     return actor
+
+
+@contextmanager
+def pinged(pinger: Any) -> Generator[list[float]]:
+    """Seconds of bare round trips, one after the other for as long as the block runs."""
+    pings: list[float] = []
+    stop = threading.Event()
+
+    def ping() -> None:
+        while not stop.is_set():
+            pings.append(seconds(lambda: ray.get(pinger.ping.remote())))
+            stop.wait(0.005)
+
+    pinging = threading.Thread(target=ping)
+    pinging.start()
+    try:
+        yield pings
+    finally:
+        stop.set()
+        pinging.join()
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -1,7 +1,6 @@
 """Runs through sessions: latency of one, throughput of many, and how soon a subscriber hears of an event."""
 
 import asyncio
-import threading
 import time
 from typing import Any
 
@@ -9,7 +8,7 @@ import ray
 
 from greenroom import EventType, Runtime, SessionHandle
 
-from .measuring import Figure, median_ms, pipelined_calls_per_s, seconds
+from .measuring import Figure, median_ms, pinged, pipelined_calls_per_s, seconds
 
 ROUND_TRIPS = 300
 SESSIONS, RUNS_PER_SESSION = 50, 20
@@ -133,23 +132,12 @@ def event_to_subscriber(runtime: Runtime, pinger: Any) -> Figure:
     """From the moment that an event happens at the provider until a subscriber has it, durable."""
     session = runtime.open_session(agent_id="bench")
     options = {"provider_options": {"chunks": SUBSCRIBED_EVENTS, "chunk_delay_s": 0.004, "reply": "x" * 600}}
-    pings: list[float] = []
-    stop = threading.Event()
-
-    def ping() -> None:
-        while not stop.is_set():
-            pings.append(seconds(lambda: ray.get(pinger.ping.remote())))
-            stop.wait(0.005)
-
-    run_id = ray.get(session.submit_run.remote("hello", options))
-    pinging = threading.Thread(target=ping)
-    pinging.start()
     delays: list[float] = []
-    for event in session.follow(run_id=run_id):
-        if event.type is EventType.MESSAGE_STREAMED:
-            delays.append(time.time() - event.timestamp.timestamp())
-    stop.set()
-    pinging.join()
+    run_id = ray.get(session.submit_run.remote("hello", options))
+    with pinged(pinger) as pings:
+        for event in session.follow(run_id=run_id):
+            if event.type is EventType.MESSAGE_STREAMED:
+                delays.append(time.time() - event.timestamp.timestamp())
     ray.get(session.complete.remote())
     return Figure(
         name="event to subscriber, p50",

@@ -56,10 +56,6 @@ class WebhookSender:
             finally:
                 self._start()
 
-    async def cursors(self) -> dict[str, str]:
-        """How far each target has come."""
-        return dict(self._cursors)
-
     def _start(self) -> None:
         for target in self._targets:
             self._sending[target.name] = asyncio.get_running_loop().create_task(self._send_on(target))
@@ -77,15 +73,18 @@ class WebhookSender:
                     async for item in items:
                         if item.event is not None:
                             await self._deliver(target, post, item.event)
-                        self._cursors[target.name] = str(item.cursor)
-                        self._is_dirty.set()
+                        self._came_to(target, str(item.cursor))
             except (ResyncRequired, InvalidCursor) as exc:
                 _log.error("webhook_starts_anew", target=target.name, reason=exc.message)
-                self._cursors[target.name] = str(await TenantFeed(self._stores, target.tenant, None).now())
-                self._is_dirty.set()
+                self._came_to(target, str(await TenantFeed(self._stores, target.tenant, None).now()))
             except GreenroomError as exc:
                 _log.error("webhook_stopped", target=target.name, code=exc.code, reason=exc.message)
                 await asyncio.sleep(_RETRY_S)
+
+    def _came_to(self, target: WebhookTarget, cursor: str) -> None:
+        if cursor != self._cursors.get(target.name):  # an idle feed tells its cursor too
+            self._cursors[target.name] = cursor
+            self._is_dirty.set()
 
     async def _items(self, target: WebhookTarget) -> AsyncGenerator[FeedItem]:
         feed = TenantFeed(self._stores, target.tenant, target.wanted)

@@ -25,7 +25,7 @@ class WebhookSettings(BaseModel):
     url: str = Field(pattern=r"^https?://", max_length=2_000)
     tenant: str
     types: tuple[EventType, ...] | None = None
-    """Which events; None: all."""
+    """Which events; None: all but pieces of messages, which come again whole."""
     secret_env: str
     """Name of the environment variable with the secret that deliveries are signed with: `whsec_` and base64."""
 

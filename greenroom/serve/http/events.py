@@ -26,7 +26,7 @@ from .service import Service, TheService
 
 router = APIRouter(prefix="/v1", tags=["events"])
 
-_PART_EVENTS = 100
+_PART_EVENTS = 100  # an event may be 1 MiB
 _PAGE_BYTES = 8 * 1024 * 1024
 """A page ends when it has that many bytes. It is read in parts, so that no more than one part is too much."""
 
@@ -65,8 +65,9 @@ async def read_events(
     page: list[str] = []
     size, next_after = 0, after
     while events:
-        page += [json.dumps(event.to_dict()) for event in events]
-        size, next_after = sum(map(len, page)), events[-1].seq
+        part = [json.dumps(event.to_dict()) for event in events]
+        page += part
+        size, next_after = size + sum(map(len, part)), events[-1].seq
         if len(page) >= limit or len(events) < _PART_EVENTS or size >= _PAGE_BYTES:
             break
         events = await read(next_after, min(limit - len(page), _PART_EVENTS))

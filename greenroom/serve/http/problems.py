@@ -136,10 +136,15 @@ async def answer_http_error(request: Request, exc: Exception) -> Response:
     """What the framework itself refuses: an unknown path, a wrong method."""
     assert isinstance(exc, HTTPException), "it is registered for no other"
     status = HTTPStatus(exc.status_code)
-    code, text = _OF_THE_FRAMEWORK.get(status, (status.phrase.lower().replace(" ", "_"), f"{status.phrase}."))
     headers = dict(exc.headers or {})
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = _methods_at(request)
+    return problem_of_framework(status, headers)
+
+
+def problem_of_framework(status: HTTPStatus, headers: Mapping[str, str] | None = None) -> Response:
+    """A refusal of the framework, which has a status alone."""
+    code, text = _OF_THE_FRAMEWORK.get(status, (status.phrase.lower().replace(" ", "_"), f"{status.phrase}."))
     return problem(status, code, text, headers=headers)
 
 

@@ -68,17 +68,20 @@ async def list_runs(
 @router.get("/{run_id}", response_model=RunRecord)
 async def show_run(session_id: str, run_id: str, key: Reader, service: TheService, wait_s: WaitS = 0) -> Response:
     """The run's record; with `wait_s` once it has ended, or the wait is over."""
-    if wait_s:
-        handle = await service.handle(key, session_id)
-        with service.open_stream():
-            try:
-                await service.ask(handle.await_run, run_id, wait_s)
-            except GreenroomError as exc:  # its own end, or something that kept us from hearing of it
-                run = await service.run(key, session_id, run_id)
-                if not run.status.is_terminal and not isinstance(exc, Timeout):
-                    raise
-                return JSONResponse(public(run))
-    return JSONResponse(public(await service.run(key, session_id, run_id)))
+    run = await service.run(key, session_id, run_id)
+    if not wait_s or run.status.is_terminal:
+        return JSONResponse(public(run))
+    handle = await service.handle(key, session_id)
+    failure: GreenroomError | None = None
+    with service.open_stream():
+        try:
+            await service.ask(handle.await_run, run_id, wait_s)
+        except GreenroomError as exc:  # its own end, or something that kept us from hearing of it
+            failure = exc
+    run = await service.run(key, session_id, run_id)
+    if failure is not None and not run.status.is_terminal and not isinstance(failure, Timeout):
+        raise failure
+    return JSONResponse(public(run))
 
 
 @router.post("/{run_id}/cancel", response_model=Cancelled, responses=_CHANGES)

@@ -85,11 +85,10 @@ class Service:
     async def handle(self, key: ApiKey, session_id: str) -> SessionHandle:
         """A handle of the session. SessionNotFound also for one of another tenant."""
         known = self._known.get(session_id)
-        if known is None or known.good_until < time.monotonic():
+        if known is None or known.tenant != key.tenant or known.good_until < time.monotonic():
+            # One of another tenant is looked up too: a faster refusal would tell that it is there.
             await self.session(key, session_id)
             return self.remember(key, self.runtime.handle(session_id))
-        if known.tenant != key.tenant:
-            raise SessionNotFound
         return known.handle
 
     def remember(self, key: ApiKey, handle: SessionHandle) -> SessionHandle:

@@ -4,7 +4,7 @@ from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .problems import problem
+from .problems import problem_of_framework
 
 
 class TooLarge:
@@ -21,8 +21,7 @@ class TooLarge:
             is_start = message["type"] == "http.response.start"
             if is_start and message["status"] == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
                 is_replaced = True
-                text = "The body is larger than this service takes."
-                await problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large", text)(scope, receive, send)
+                await problem_of_framework(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)(scope, receive, send)
             elif not is_replaced:
                 await send(message)
 
