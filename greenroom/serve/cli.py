@@ -19,6 +19,7 @@ from .cli_options import DataDir, Debug, Invocation
 from .cli_providers import providers
 from .cli_query import query
 from .cli_runs import cancel, interrupt, run
+from .cli_runtime import leave
 from .cli_serve import serve
 from .cli_sessions import events, sessions, show
 from .demo import demo
@@ -67,6 +68,10 @@ def _greenroom(  # pyright: ignore[reportUnusedFunction]  typer calls it
 
 def run_command_line(arguments: Sequence[str]) -> int:
     """Carry out one command; returns the exit code. Whatever goes wrong is said on one line on stderr."""
+    return leave(_carried_out(arguments))
+
+
+def _carried_out(arguments: Sequence[str]) -> int:
     invocation = Invocation()
     try:
         status = app(list(arguments), prog_name=_NAME, standalone_mode=False, obj=invocation)

@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,13 @@ if TYPE_CHECKING:  # these cost what `--help` must not
 _AGAIN_S = 0.05
 _FAILED_START_GRACE_S = 1.0
 """Nobody has told the processes of a start that was broken off to end."""
+_CONTROL_STORE = "gcs_server"
+_LOOK_S = 0.1
+_GONE_GRACE_S = 3.0
+"""How long the end may take when the control store has died in it: Ray's own shutdown kills it too, and then needs a
+moment."""
+
+_ray_hangs = threading.Event()
 
 
 def settings_of(invocation: Invocation) -> "Settings":
@@ -63,15 +72,49 @@ def opened_runtime(invocation: Invocation) -> Generator["Runtime"]:
     try:
         runtime = start(settings_of(invocation))
         interrupt_on_signals()  # again: Ray has set a handler for SIGTERM that prints a stack and just ends
+        processes.look()
         yield runtime
     finally:
         interrupt_on_signals()  # again: whoever watched a run has taken the handlers off
         processes.look()
+        if _ended(runtime, processes):
+            processes.await_end(grace_s=GRACE_S if runtime is not None else _FAILED_START_GRACE_S)
+        else:
+            processes.await_end(grace_s=0)
+            _ray_hangs.set()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _ended(runtime: "Runtime | None", processes: ProcessTree) -> bool:
+    """End the runtime that this process started, and Ray. False if that never comes to an end, because Ray's control
+    store was killed before: SIGTERM to a whole process group, as `timeout` and service managers send it, does so, and
+    Ray then waits a minute for it in most of its calls, and in its hook at the end of Python."""
+    import ray  # noqa: PLC0415  is loaded by now
+
+    def end() -> None:
         if runtime is not None and runtime.owns_ray:
             runtime.shutdown()
         ray.shutdown()
-        processes.await_end(grace_s=GRACE_S if runtime is not None else _FAILED_START_GRACE_S)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    ending = threading.Thread(target=end, daemon=True)
+    ending.start()
+    gone_since: float | None = None
+    while ending.is_alive():
+        ending.join(_LOOK_S)
+        if gone_since is None and processes.has_lost(_CONTROL_STORE):
+            gone_since = time.monotonic()
+        if gone_since is not None and time.monotonic() - gone_since > _GONE_GRACE_S:
+            return not ending.is_alive()
+    return True
+
+
+def leave(status: int) -> int:
+    """The exit code, for a process that can end by itself; one in which Ray hangs is ended here."""
+    if _ray_hangs.is_set():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def interrupt_on_signals() -> None:
