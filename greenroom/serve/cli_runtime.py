@@ -57,7 +57,6 @@ def opened_runtime(invocation: Invocation) -> Generator["Runtime"]:
     joined is only left. One started on a Ray cluster that was there before stays, as `greenroom up` would leave it.
     SIGTERM ends the command as Ctrl-C does.
     """
-    import ray  # noqa: PLC0415  takes a second
 
     from ..actors import ray_cluster  # noqa: PLC0415
     from ..actors.starting import start  # noqa: PLC0415
