@@ -1,14 +1,15 @@
 """Taking a session over: acquire its log, read what is there, account for every open run, and serve on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.json_safety import require_json_safe
 from ..adapters.run_option_parsing import parse_run_options
 from ..domain.approval import APPROVAL_TYPES, Approval, fold_approvals
 from ..domain.errors import GreenroomError, RunInterrupted, SessionNotFound
-from ..domain.event import Event, EventType, NewEvent
+from ..domain.event import Event, EventType, NewEvent, from_microseconds
 from ..domain.event_log import CommitListener, CommittedBatch, EventLog, SessionRecords
 from ..domain.identifiers import IdFactory
 from ..domain.policy import POLICY_QUESTION
@@ -44,115 +45,177 @@ class _Listener:
         else:
             self.target(batch)
 
+    def turn_to(self, target: CommitListener) -> None:
+        """Hand on what came up to now, and what comes."""
+        for batch in self.early:
+            target(batch)
+        self.early = []
+        self.target = target
 
-async def activate(
-    session_id: str,
-    *,
-    owner: str,
-    spec: SessionSpec | None,
-    idempotency_key: str | None,
-    log: EventLog,
-    providers: ProviderSet,
-    home: str | None = None,
-    default_provider: str,
-    max_input_bytes: int,
-    approval_expires_s: float,
-    unpack_tools: Callable[[bytes | None], Toolbox],
-    ids: IdFactory,
-    now_us: Callable[[], int],
-    on_lost: Callable[[], None],
-    on_idle: Callable[[], None] = lambda: None,
-    gate: "RunGate | None" = None,
-    accounts: "Callable[[], Accounts | None]" = no_accounts,
-    scope_policies: Mapping[str, Mapping[str, Any]] | None = None,
-    asks_before_start: bool = False,
-    shared: bool = False,
-) -> LiveSession:
-    """Become the session's owner. With a spec it is created if it does not exist; without, SessionNotFound. Where the
-    process is `shared`, NeedsOwnServer if the session may not be in it; then it has no owner, and nothing else changed.
 
-    After this every run of the session is accounted for: queued ones wait or run, interrupted ones have ended or wait
-    for their next attempt.
-    """
-    listener = _Listener()
-    if spec is not None:
-        await log.require_room()
-    ownership = await log.acquire(session_id, owner, listener, must_exist=spec is None)
-    records = ownership.records
-    session = records.session
-    if shared and _needs_own_server(spec, records, providers, default_provider):
-        log.release(session_id, ownership.epoch)
-        raise NeedsOwnServer
-    if session is None:
-        if spec is None:
+class Activation:
+    """Takes sessions over for one process; what they all are served with is given once."""
+
+    def __init__(
+        self,
+        owner: str,
+        *,
+        log: EventLog,
+        default_provider: str,
+        max_input_bytes: int,
+        approval_expires_s: float,
+        ids: IdFactory,
+        now_us: Callable[[], int],
+        gate: "RunGate | None" = None,
+        accounts: "Callable[[], Accounts | None]" = no_accounts,
+        scope_policies: Mapping[str, Mapping[str, Any]] | None = None,
+        asks_before_start: bool = False,
+    ) -> None:
+        self._owner = owner
+        self._log = log
+        self._default_provider = default_provider
+        self._ids = ids
+        self._now_us = now_us
+        self._live = partial(
+            LiveSession,
+            log=log,
+            max_input_bytes=max_input_bytes,
+            approval_expires_s=approval_expires_s,
+            ids=ids,
+            now_us=now_us,
+            gate=gate,
+            accounts=accounts,
+            scope_policies=scope_policies,
+            asks_before_start=asks_before_start,
+        )
+
+    async def activate(
+        self,
+        session_id: str,
+        *,
+        spec: SessionSpec | None,
+        idempotency_key: str | None,
+        providers: ProviderSet,
+        unpack_tools: Callable[[bytes | None], Toolbox],
+        on_lost: Callable[[], None],
+        on_idle: Callable[[], None] = lambda: None,
+        home: str | None = None,
+        shared: bool = False,
+    ) -> LiveSession:
+        """Become the session's owner. With a spec it is created if it does not exist; without, SessionNotFound. Where
+        the process is `shared`, NeedsOwnServer if the session may not be in it; then it has no owner, and nothing else
+        changed.
+
+        After this every run of the session is accounted for: queued ones wait or run, interrupted ones have ended or
+        wait for their next attempt.
+        """
+        log = self._log
+        listener = _Listener()
+        if spec is not None:
+            await log.require_room()
+        ownership = await log.acquire(session_id, self._owner, listener, must_exist=spec is None)
+        records = ownership.records
+        session = records.session
+        if shared and _needs_own_server(spec, records, providers, self._default_provider):
             log.release(session_id, ownership.epoch)
-            raise SessionNotFound(details={"session_id": session_id})
-        events = _creation(spec, default_provider, idempotency_key, ids, now_us)
-        await log.append(session_id, ownership.epoch, events)
-        session = _fold(listener.early, ownership.epoch)
-    live = LiveSession(
-        session,
-        epoch=ownership.epoch,
-        last_seq=max([ownership.last_seq, *(batch.last_seq for batch in listener.early)]),
-        log=log,
-        providers=providers,
-        home=home,
-        max_input_bytes=max_input_bytes,
-        approval_expires_s=approval_expires_s,
-        tools=unpack_tools(records.tools),
-        ids=ids,
-        now_us=now_us,
-        on_lost=on_lost,
-        on_idle=on_idle,
-        gate=gate,
-        accounts=accounts,
-        scope_policies=scope_policies,
-        asks_before_start=asks_before_start,
-        shared=shared,
-    )
-    for batch in listener.early:
-        live.feed.add(batch)
-    listener.target = live.feed.add
-    await _adopt(live, records, log, now_us())
-    return live
+            raise NeedsOwnServer
+        if session is None:
+            if spec is None:
+                log.release(session_id, ownership.epoch)
+                raise SessionNotFound(details={"session_id": session_id})
+            events = self._creation(spec, idempotency_key)
+            await log.append(session_id, ownership.epoch, events)
+            session = _fold(listener.early, ownership.epoch)
+        live = self._live(
+            session,
+            epoch=ownership.epoch,
+            last_seq=max([ownership.last_seq, *(batch.last_seq for batch in listener.early)]),
+            providers=providers,
+            home=home,
+            tools=unpack_tools(records.tools),
+            on_lost=on_lost,
+            on_idle=on_idle,
+            shared=shared,
+        )
+        listener.turn_to(live.feed.add)
+        await _adopt(live, records, log, self._now_us())
+        return live
+
+    async def begin(
+        self,
+        specs: Mapping[str, SessionSpec],
+        *,
+        providers: ProviderSet,
+        tools: Toolbox,
+        on_lost: Callable[[str], None],
+        on_idle: Callable[[str], None],
+        home: Callable[[str], str],
+    ) -> dict[str, LiveSession]:
+        """Become the first owner of those of the sessions that do not exist yet, all at once; the others are left out,
+        and nothing changes for them.
+
+        Their first events are on their way when this returns, and durable when anything is that comes after them.
+        """
+        await self._log.require_room()
+        creations = {session_id: self._creation(spec, None) for session_id, spec in specs.items()}
+        listeners = {session_id: _Listener() for session_id in specs}
+        ownerships = await self._log.acquire_new(listeners, self._owner)
+        begun: dict[str, LiveSession] = {}
+        for (session_id, listener), ownership in zip(listeners.items(), ownerships, strict=True):
+            if ownership is None:
+                continue
+            events = creations[session_id]
+            live = self._live(
+                _uncommitted(session_id, events, ownership.epoch),
+                epoch=ownership.epoch,
+                last_seq=0,
+                providers=providers,
+                home=home(session_id),
+                tools=tools,
+                on_lost=partial(on_lost, session_id),
+                on_idle=partial(on_idle, session_id),
+                shared=True,
+            )
+            listener.turn_to(live.feed.add)
+            self._log.record(session_id, ownership.epoch, events)
+            begun[session_id] = live
+        return begun
+
+    def _creation(self, spec: SessionSpec, idempotency_key: str | None) -> list[NewEvent]:
+        data = {
+            "agent_id": spec.agent_id,
+            "provider": spec.provider or self._default_provider,
+            "context": spec.context,
+            "metadata": spec.metadata,
+            "tags": list(spec.tags),
+            "parent_session_id": spec.parent_session_id,
+            "max_concurrent_runs": spec.max_concurrent_runs,
+            "max_queued_runs": spec.max_queued_runs,
+            "run_defaults": spec.run_defaults,
+            "budget": asdict(spec.budget) if spec.budget else None,
+        }
+        require_json_safe(data, field="session")
+        refuse_secrets(spec.run_defaults.get("provider_options") or {}, field="run_defaults.provider_options")
+        metadata = {} if idempotency_key is None else {"idempotency_key": idempotency_key}
+        now = self._now_us()
+        return [
+            NewEvent(self._ids.event_id(), EventType.SESSION_CREATED, now, None, None, None, data, metadata),
+            NewEvent(self._ids.event_id(), EventType.SESSION_STARTED, now, None, None, None, {}, {}),
+        ]
 
 
 def _needs_own_server(
     spec: SessionSpec | None, records: SessionRecords, providers: ProviderSet, default_provider: str
 ) -> bool:
     """A provider that starts processes needs one of its own, and so does a run that was under way when a process died:
-    it may have been what killed it, and the others there."""
+    it may have been what killed it, and the others there. Of rows of batches, of which many are in a process, only
+    when it is the second one."""
     session = records.session
     own = session.provider if session else (spec and spec.provider) or default_provider
     names = {own, *(run.options.get("router") or run.options.get("provider") or own for run in records.open_runs)}
-    return any(run.status is RunStatus.RUNNING for run in records.open_runs) or not all(
-        providers.runs_in_process(name) for name in names
-    )
-
-
-def _creation(
-    spec: SessionSpec, default_provider: str, idempotency_key: str | None, ids: IdFactory, now_us: Callable[[], int]
-) -> list[NewEvent]:
-    data = {
-        "agent_id": spec.agent_id,
-        "provider": spec.provider or default_provider,
-        "context": spec.context,
-        "metadata": spec.metadata,
-        "tags": list(spec.tags),
-        "parent_session_id": spec.parent_session_id,
-        "max_concurrent_runs": spec.max_concurrent_runs,
-        "max_queued_runs": spec.max_queued_runs,
-        "run_defaults": spec.run_defaults,
-        "budget": asdict(spec.budget) if spec.budget else None,
-    }
-    require_json_safe(data, field="session")
-    refuse_secrets(spec.run_defaults.get("provider_options") or {}, field="run_defaults.provider_options")
-    metadata = {} if idempotency_key is None else {"idempotency_key": idempotency_key}
-    now = now_us()
-    return [
-        NewEvent(ids.event_id(), EventType.SESSION_CREATED, now, None, None, None, data, metadata),
-        NewEvent(ids.event_id(), EventType.SESSION_STARTED, now, None, None, None, {}, {}),
-    ]
+    once = session is not None and session.row is not None
+    suspects = [run for run in records.open_runs if run.status is RunStatus.RUNNING and (run.attempt > 1 or not once)]
+    return bool(suspects) or not all(providers.runs_in_process(name) for name in names)
 
 
 def _fold(batches: list[CommittedBatch], epoch: int) -> Session:
@@ -161,6 +224,29 @@ def _fold(batches: list[CommittedBatch], epoch: int) -> Session:
         for event in batch.events():
             session = fold_session(session, event, epoch=epoch)
     assert session is not None, "the append was answered, so its batch was heard of"
+    return session
+
+
+def _uncommitted(session_id: str, events: Sequence[NewEvent], epoch: int) -> Session:
+    """The record as it will be: these are the first events of the session."""
+    session: Session | None = None
+    for seq, new in enumerate(events, start=1):
+        happened = from_microseconds(new.timestamp_us)
+        event = Event(
+            seq=seq,
+            id=new.id,
+            session_id=session_id,
+            run_id=None,
+            attempt=None,
+            type=new.type,
+            timestamp=happened,
+            recorded_at=happened,
+            provider=None,
+            data=new.data,
+            metadata=new.metadata,
+        )
+        session = fold_session(session, event, epoch=epoch)
+    assert session is not None, "there are events"
     return session
 
 

@@ -15,7 +15,7 @@ from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.session_homes import remove_home
 from ..domain.errors import GreenroomError, InvalidOperation, SessionDraining, ValidationError
 from ..domain.identifiers import SESSION_ID
-from ..domain.placement import Placement, SessionLimits
+from ..domain.placement import ANY, Need, Placement, Pool, SessionGroup, SessionLimits
 from ..domain.provider import ProviderDeclaration
 from ..domain.routing import RouterOptions
 from ..domain.session import TENANT, Session, SessionSpec
@@ -26,7 +26,6 @@ from .server_launcher import RayLauncher, held_by
 from .server_pool import PlacedSession, ServerPool, Started
 from .standing import HeldSession, Standing
 from .store_shards import StoreShards
-from .waiting_line import Groups
 
 if TYPE_CHECKING:  # whoever is given a handle of this actor loads this module with it, and pydantic takes 60 ms
     from ..adapters.settings import RetentionSettings
@@ -82,13 +81,17 @@ class Directory:
         self._epochs: dict[str, int] = {}
         """Of placed sessions: how a server's word on one that it has left is told from a later one's."""
         self._lapsed: set[str] = set()
+        self._has_rows = False
+        """Whether there are, or were, rows of batches."""
+        self._unconfirmed: dict[str, float] = {}
+        """Rows that were given a server, which has not said that it has them; and when."""
         self._silent: set[str] = set()
         """Servers that did not answer this Directory when it was started: the store's word on them counts."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # a lock lives while it is used
         self._opens: dict[str, str] = {}
         self._settings_lock = asyncio.Lock()
         self._look_up_gate = asyncio.Semaphore(MAX_RECONCILING)
-        self._gates: WeakValueDictionary[Groups, asyncio.Semaphore] = WeakValueDictionary()
+        self._gates: WeakValueDictionary[Need, asyncio.Semaphore] = WeakValueDictionary()
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._rebuilt = self._own(self._rebuild())
@@ -231,22 +234,24 @@ class Directory:
             self._pool.lose(name)
             name = None
         if name is None and self._silent and not is_new:
-            groups = await self._groups(session_id, None)
+            need = await self._need(session_id, None)
             owner: str | None = await self._stores.ask(session_id, "owner")
             if owner in self._silent and owner in self._placement:
-                self._placement.put(session_id, owner, groups=groups)
+                self._placement.put(session_id, owner, need)
                 return owner
         return name
 
-    async def _groups(self, session_id: str, spec: SessionSpec | None) -> Groups:
-        """The limited groups that the session belongs to; the store is asked only where there are such limits."""
-        if not self._limits.has_groups:
-            return ()
+    async def _need(self, session_id: str, spec: SessionSpec | None) -> Need:
+        """What the session needs of a server; the store is asked only where there are limits, or rows of batches."""
+        if not self._limits.has_groups and not self._has_rows:
+            return ANY
         session: Session | None = await self._stores.ask(session_id, "find_session")
         if session is not None:
-            return self._limits.groups(provider=session.provider, tenant=session.tenant)
-        if spec is None:
-            return ()
+            groups = self._limits.groups(provider=session.provider, tenant=session.tenant)
+            return Need(groups=groups, pool=Pool.SESSIONS if session.row is None else Pool.ROWS)
+        return ANY if spec is None else Need(groups=self._groups_of(spec))
+
+    def _groups_of(self, spec: SessionSpec) -> tuple[SessionGroup, ...]:
         return self._limits.groups(
             provider=spec.provider or self._settings["default_provider"], tenant=spec.metadata.get(TENANT)
         )
@@ -265,11 +270,11 @@ class Directory:
     ) -> tuple[str, Session | None]:
         """Have a server take the session over; one that dies on the way is replaced by another. Its name, and the
         record as of now, if it did not have the session already."""
-        groups = await self._groups(session_id, spec)
+        need = (await self._need(session_id, spec))._replace(alone=alone)
         while True:
             name = self._placement.server_of(session_id)
             if name is None:
-                name = await self._pool.claim(session_id, alone=alone, groups=groups)
+                name = await self._pool.claim(session_id, need)
             try:
                 answer: dict[str, Any] = await self._pool.actor(name).bind.remote(
                     session_id, spec, idempotency_key, self._placement.is_shared(name)
@@ -285,10 +290,56 @@ class Directory:
             self._pool.heard(name)
             if answer["needs_own"]:
                 self._pool.release(session_id)
-                alone = True
+                need = need._replace(alone=True)
             elif self._placement.server_of(session_id) == name:
                 self._epochs[session_id] = answer["epoch"]
+                self._unconfirmed.pop(session_id, None)
                 return name, answer["session"]
+
+    # Rows of batches
+
+    async def place_rows(
+        self, session_ids: Sequence[str], spec: SessionSpec, *, alone: bool, tools: bytes | None
+    ) -> list[tuple[Any, list[str]]]:
+        """Servers for rows of a batch, as many of them as find a place now, from the first on, and one at least: if
+        there is none, this waits for it. The servers make the sessions; who gives them nothing to do loses the places.
+
+        Whoever asks for the rest of them waits in line behind all other sessions. SessionDraining.
+        """
+        await asyncio.shield(self._rebuilt)
+        if self._settings["draining"]:
+            raise SessionDraining("The runtime is draining and takes no rows; go on after resume().")
+        self._has_rows = True
+        if tools is not None:
+            await self._stores.save_tools(session_ids, tools)
+        need = Need(alone, self._groups_of(spec), Pool.ROWS)
+        placed: dict[str, list[str]] = {}
+        for session_id in session_ids:
+            name = await self._server_of(session_id, is_new=True) or self._pool.claim_now(session_id, need)
+            if name is None and placed:
+                break
+            name = name or await self._pool.claim(session_id, need)
+            placed.setdefault(name, []).append(session_id)
+            if session_id not in self._epochs:
+                self._unconfirmed[session_id] = self._loop.time()
+        return [(self._pool.actor(name), mine) for name, mine in placed.items() if name in self._placement]
+
+    async def took_rows(self, name: str, epochs: Mapping[str, int]) -> None:
+        """The server has begun these rows."""
+        for session_id, epoch in epochs.items():
+            self._unconfirmed.pop(session_id, None)
+            if self._placement.server_of(session_id) is None and name in self._placement:
+                self._placement.put(session_id, name, Need(pool=Pool.ROWS))  # it took longer than was waited for it
+            if self._placement.server_of(session_id) == name:
+                self._epochs[session_id] = epoch
+
+    def _release_unconfirmed(self) -> None:
+        """Whoever asked for their places has gone."""
+        late = self._loop.time() - 2 * self._settings["lease_s"]
+        for session_id in [one for one, since in self._unconfirmed.items() if since < late]:
+            del self._unconfirmed[session_id]
+            if session_id not in self._epochs:
+                self._pool.release(session_id)
 
     def _lock(self, key: str) -> asyncio.Lock:
         lock = self._locks.get(key)
@@ -298,11 +349,12 @@ class Directory:
 
     # What servers say
 
-    async def released(self, name: str, session_id: str, epoch: int) -> None:
-        """The server has left the session, which has an owner of this epoch no more."""
-        if self._placement.server_of(session_id) == name and epoch >= self._epochs.get(session_id, epoch + 1):
-            del self._epochs[session_id]
-            self._pool.release(session_id)
+    async def released(self, name: str, gone: Sequence[tuple[str, int]]) -> None:
+        """The server has left the sessions, which have an owner of these epochs no more."""
+        for session_id, epoch in gone:
+            if self._placement.server_of(session_id) == name and epoch >= self._epochs.get(session_id, epoch + 1):
+                del self._epochs[session_id]
+                self._pool.release(session_id)
 
     async def became_idle(self) -> None:
         """A session somewhere has nothing to do."""
@@ -333,7 +385,8 @@ class Directory:
         for session_id, held in sessions.items():
             if held.epoch > self._epochs.get(session_id, 0):  # else it is somebody else's, and this one's writes fail
                 groups = self._limits.groups(provider=held.provider, tenant=held.tenant)
-                placed.append(PlacedSession(session_id, held.alone, groups))
+                pool = Pool.ROWS if held.is_row else Pool.SESSIONS
+                placed.append(PlacedSession(session_id, Need(held.alone, groups, pool)))
                 self._epochs[session_id] = held.epoch
         self._pool.join(server, placed)
 
@@ -356,6 +409,7 @@ class Directory:
             await self._remember_settings()
         names = await asyncio.to_thread(named_actors, self._address.namespace, SESSION_SERVER_PREFIX)
         await asyncio.gather(*(self._rediscover(name) for name in names))
+        self._has_rows = any(await self._stores.ask_all("has_jobs"))
         self._pool.warm_up()
         self._own(self._reconcile())
 
@@ -378,19 +432,19 @@ class Directory:
         async def place(session_id: str) -> None:
             try:
                 async with self._look_up_gate:
-                    groups = await self._groups(session_id, None)
-                async with self._gate(groups):
+                    need = await self._need(session_id, None)
+                async with self._gate(need):
                     await self._place(session_id)
             except GreenroomError:
                 _log.exception("session_not_reconciled", session_id=session_id)
 
         await asyncio.gather(*(place(session_id) for session_id in session_ids))
 
-    def _gate(self, groups: Groups) -> asyncio.Semaphore:
-        """One for each combination: those who wait for a full group must not hold up the others."""
-        gate = self._gates.get(groups)
+    def _gate(self, need: Need) -> asyncio.Semaphore:
+        """One for each need: those who wait for a full group must not hold up the others."""
+        gate = self._gates.get(need)
         if gate is None:
-            gate = self._gates[groups] = asyncio.Semaphore(MAX_RECONCILING)
+            gate = self._gates[need] = asyncio.Semaphore(MAX_RECONCILING)
         return gate
 
     async def _watch(self) -> None:
@@ -406,6 +460,7 @@ class Directory:
                 if actor_is_dead(self._pool.actor(name)):
                     self._pool.lose(name)
             self._lapsed.update(self._pool.reclaim_silent())
+            self._release_unconfirmed()
             self._pool.warm_up()
 
     async def _retain(self) -> None:

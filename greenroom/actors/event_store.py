@@ -105,6 +105,9 @@ class EventStore:
     async def take_over(self, session_id: str, owner: str, must_exist: bool) -> Ownership:
         return await (await self._opened()).take_over(session_id, owner, must_exist=must_exist)
 
+    async def take_over_new(self, session_ids: Sequence[str], owner: str) -> list[Ownership | None]:
+        return await (await self._opened()).take_over_new(session_ids, owner)
+
     async def read(self, session_id: str, query: EventQuery, wait_s: float = 0) -> list[Slab]:
         return await (await self._opened()).read(session_id, query, wait_s=wait_s)
 
@@ -152,6 +155,12 @@ class EventStore:
 
     async def save_tools(self, session_id: str, tools: bytes) -> None:
         await (await self._opened()).save_tools(session_id, tools)
+
+    async def save_tools_of_all(self, session_ids: Sequence[str], tools: bytes) -> None:
+        await (await self._opened()).save_tools_of_all(session_ids, tools)
+
+    async def has_jobs(self) -> bool:
+        return await (await self._opened()).has_jobs()
 
     async def tools(self, session_id: str) -> bytes | None:
         return await (await self._opened()).tools(session_id)

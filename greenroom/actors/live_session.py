@@ -39,7 +39,7 @@ from .answered_calls import CallsOnce
 from .approvals import Approvals
 from .event_feed import PAGE_EVENTS, EventFeed
 from .live_run import LiveRun
-from .open_runs import OpenRuns
+from .open_runs import LastWord, OpenRuns
 from .past import SessionPast
 from .placement import Placer, no_accounts
 from .provider_set import ProviderSet
@@ -55,12 +55,25 @@ if TYPE_CHECKING:
     from .accounts import Accounts
     from .session_budget import SessionBudget
 
+ROW_ENDINGS = {
+    EventType.RUN_COMPLETED: EventType.SESSION_COMPLETED,
+    EventType.RUN_CANCELLED: EventType.SESSION_CANCELLED,
+    EventType.RUN_FAILED: EventType.SESSION_FAILED,
+    EventType.RUN_TIMEOUT: EventType.SESSION_FAILED,
+}
+ERROR_KEYS = ("error_code", "error_message", "error")
+
 INTERRUPTED = "interrupted"
 WOUND_DOWN = "drained"
 
 
 Plan = tuple[str, RunRoute, tuple[Policy, ...]]
 """The provider of a run (empty until a router has chosen), its way there, and its policies."""
+
+
+def row_call_id(session_id: str) -> str:
+    """The id of the call that submits the runs of a row of a batch: the same whoever makes it, so it is made once."""
+    return f"row:{session_id}"
 
 
 class NeedsOwnServer(Exception):
@@ -132,6 +145,8 @@ class LiveSession:
             on_idle=on_idle,
             home=home,
             past=self._past,
+            last_word=self._last_word if session.row else None,
+            stops_at_failure=bool(session.row and session.row["stops_at_failure"]),
         )
         self.queue = self._runs.queue
         self._steering = SteeringDesk(providers, self._writer)
@@ -522,6 +537,28 @@ class LiveSession:
             f"session {status}", lambda: self._event(event_type, None, data, metadata={"call_id": call_id})
         )
         self._last_call = call_id
+        self.feed.ring()
+
+    def _last_word(self, run_ending: EventType, data: Mapping[str, Any]) -> LastWord | None:
+        """How the session of a row ends: with its last run, and as that did if the others were on the way there."""
+        if self.status.is_terminal or self._closed:
+            return None
+        as_run = self.session.row is not None and self.session.row["stops_at_failure"]
+        event_type = ROW_ENDINGS[run_ending] if as_run else EventType.SESSION_COMPLETED
+        error = {name: data[name] for name in ERROR_KEYS if name in data}
+        call_id = row_call_id(self.session_id)
+        self.status = next_session_status(self.status, event_type)
+        self._last_call = call_id
+        event = self._event(
+            event_type,
+            None,
+            error if event_type is EventType.SESSION_FAILED else {},
+            metadata={"call_id": call_id},
+        )
+        return LastWord(event, self._was_ended_at)
+
+    def _was_ended_at(self, seq: int) -> None:
+        self._end_seq = seq
         self.feed.ring()
 
     # Looking

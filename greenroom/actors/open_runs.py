@@ -1,7 +1,7 @@
 """The runs of a live session that have not ended: started in order as slots get free, and ended once each."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from .session_budget import SessionBudget
 
 
+NOT_REACHED = "an earlier turn did not complete"
+"""Why a run of a row of a batch was cancelled."""
+
+
 class _Ending(NamedTuple):
     """The terminal event of a run, before it is durable."""
 
@@ -42,6 +46,14 @@ class _Ending(NamedTuple):
     at_us: int
     offset: int
     """Its place among the events that are appended with it."""
+
+
+class LastWord(NamedTuple):
+    """What a session says when its last run ends, in the same append."""
+
+    event: NewEvent
+    said: Callable[[int], None]
+    """Told the seq of it, once it is durable."""
 
 
 class OpenRuns:
@@ -67,8 +79,11 @@ class OpenRuns:
         on_idle: Callable[[], None],
         home: str | None,
         past: SessionPast,
+        last_word: "Callable[[EventType, Mapping[str, Any]], LastWord | None] | None" = None,
+        stops_at_failure: bool = False,
     ) -> None:
-        """`on_idle` is called when the last run has ended."""
+        """`on_idle` is called when the last run has ended; `last_word` before that, with how it does: what it says is
+        appended with it. `stops_at_failure`: when a run does not complete, those that wait are cancelled."""
         self.queue = RunQueue(slots=session.max_concurrent_runs, capacity=session.max_queued_runs)
         self.queue.is_paused = session.is_paused
         self._pace = RunPace()
@@ -87,6 +102,8 @@ class OpenRuns:
             has_started=lambda run_id: run_id in self.queue.running,
         )
         self._on_idle = on_idle
+        self._last_word = last_word
+        self._stops_at_failure = stops_at_failure
         self._attempts = Attempts(
             session,
             providers=providers,
@@ -156,15 +173,7 @@ class OpenRuns:
         events: list[NewEvent] = []
         endings: list[_Ending] = []
         for run, fate, error in plans:
-            self._runs[run.run_id] = run
-            if run.first_started_at_us is not None:  # it may wait for long before it starts again
-                self._attempts.set_deadline(run)
-            waiting = {approval.tool_call_id for approval in run.approvals if approval.decision is None}
-            for call_id, started in run.open_tool_calls.items():
-                how = ToolOutcome.CANCELLED if call_id in waiting else ToolOutcome.IN_DOUBT
-                events.append(self._writer.event(EventType.TOOL_CALL_FAILED, run, tool_call_abandoned(started, how)))
-            run.open_tool_calls = {}
-            self._approvals.adopt(run, run.approvals)
+            events += self._take_up(run)
             if fate in (Recovery.WAIT, Recovery.RETRY, Recovery.RESUME):
                 self.queue.enqueue([run.run_id])
             if fate in (Recovery.RETRY, Recovery.RESUME):
@@ -178,12 +187,29 @@ class OpenRuns:
                 events += self._approvals.close_run(run)
                 events.append(self._writer.event(event_type, run, data))
                 endings.append(_Ending(run, event_type, data, error, events[-1].timestamp_us, len(events) - 1))
+        last_word = self._close_row(endings, events)
         self._none_left.clear()
         committed = self.append_and_start(events)
         if committed is None:  # nothing to say of runs that go on waiting
             return
         self._settle_when(committed, endings)
+        if last_word is not None:
+            committed.add_done_callback(partial(_was_said, last_word, len(events) - 1))
         await asyncio.shield(committed)
+
+    def _take_up(self, run: LiveRun) -> list[NewEvent]:
+        """The run is one of these from now on; the ends of its tool calls that nobody saw end."""
+        self._runs[run.run_id] = run
+        if run.first_started_at_us is not None:  # it may wait for long before it starts again
+            self._attempts.set_deadline(run)
+        waiting = {approval.tool_call_id for approval in run.approvals if approval.decision is None}
+        events: list[NewEvent] = []
+        for call_id, started in run.open_tool_calls.items():
+            how = ToolOutcome.CANCELLED if call_id in waiting else ToolOutcome.IN_DOUBT
+            events.append(self._writer.event(EventType.TOOL_CALL_FAILED, run, tool_call_abandoned(started, how)))
+        run.open_tool_calls = {}
+        self._approvals.adopt(run, run.approvals)
+        return events
 
     def append_and_start(self, events: list[NewEvent]) -> "asyncio.Future[Committed] | None":
         """Append these, and the start of every run that a slot is free for; those run once it is durable. None if there
@@ -233,11 +259,33 @@ class OpenRuns:
         if run.ended or self._closed:
             return None
         events: list[NewEvent] = []
-        ending = self._close(run, event_type, data, events, error=error, metadata=metadata, tool_outcome=tool_outcome)
+        endings = [
+            self._close(run, event_type, data, events, error=error, metadata=metadata, tool_outcome=tool_outcome)
+        ]
+        last_word = self._close_row(endings, events)
         committed = self.append_and_start(events)
         assert committed is not None, "there are events"
-        self._settle_when(committed, [ending])
+        self._settle_when(committed, endings)
+        if last_word is not None:
+            committed.add_done_callback(partial(_was_said, last_word, len(events) - 1))
         return committed
+
+    def _close_row(self, endings: list[_Ending], events: list[NewEvent]) -> LastWord | None:
+        """Add what these ends of runs entail in the session of a row: the ends of those that wait behind one that did
+        not complete, and the last word."""
+        if self._last_word is None or not endings:
+            return None
+        first = next((one for one in endings if one.type is not EventType.RUN_COMPLETED), endings[0])
+        if self._stops_at_failure and first.type is not EventType.RUN_COMPLETED:
+            data = {"reason": NOT_REACHED, "stop_reason": NOT_REACHED}
+            left = [run for run in self._runs.values() if not run.ended]
+            endings += [self._close(run, EventType.RUN_CANCELLED, run.stopped_data(**data), events) for run in left]
+        if not all(run.ended for run in self._runs.values()):
+            return None
+        said = self._last_word(first.type, first.data)
+        if said is not None:
+            events.append(said.event)
+        return said
 
     def cancel(
         self, run: LiveRun, reason: str | None, *, metadata: dict[str, Any] | None = None
@@ -334,6 +382,11 @@ class OpenRuns:
     async def given_up(self) -> None:
         """Wait until the attempts of a session that was closed are over."""
         await self._attempts.settle()
+
+
+def _was_said(last_word: LastWord, offset: int, committed: "asyncio.Future[Committed]") -> None:
+    if not committed.cancelled() and committed.exception() is None:
+        last_word.said(committed.result().first_seq + offset)
 
 
 def _ending_of(run: LiveRun, fate: Recovery, error: GreenroomError | None) -> tuple[EventType, dict[str, Any]]:

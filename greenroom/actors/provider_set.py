@@ -138,6 +138,13 @@ class ProviderSet:
         return declared
 
 
+class SharedProviders(ProviderSet):
+    """Those of all rows of batches in a process: they stay when a session leaves."""
+
+    async def aclose(self) -> None:
+        """Nothing: others use them."""
+
+
 def _check_abilities(name: str, kind: ProviderClass, run: RunOptions) -> None:
     modes: frozenset[PermissionMode] = getattr(kind, "PERMISSION_MODES", frozenset({PermissionMode.DEFAULT}))
     if run.permission_mode not in modes:

@@ -2,14 +2,14 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from ..adapters.logs import get_logger
 from ..domain.errors import GreenroomError, MaxSessionsExceeded
-from ..domain.placement import Placement, SessionGroup
+from ..domain.placement import ANY, Need, Placement, Pool, SessionGroup
 from .standing import IdleSession
-from .waiting_line import Groups, Waiting, WaitingLine
+from .waiting_line import Waiting, WaitingLine
 
 _log = get_logger(__name__)
 
@@ -43,8 +43,7 @@ class PlacedSession(NamedTuple):
     """A session that a server has already."""
 
     session_id: str
-    alone: bool
-    groups: Groups
+    need: Need
 
 
 class Launcher(Protocol):
@@ -131,7 +130,7 @@ class ServerPool:
         if started.name not in self.placement:
             self.placement.add(started.name, started.node_id, now=self._loop.time())
         for session in sessions:
-            self.placement.put(session.session_id, started.name, alone=session.alone, groups=session.groups)
+            self.placement.put(session.session_id, started.name, session.need)
         self.heard(started.name)
         self._hand_out()
 
@@ -172,9 +171,18 @@ class ServerPool:
 
     # Sessions
 
-    async def claim(self, session_id: str, *, alone: bool, groups: Groups = ()) -> str:
+    def claim_now(self, session_id: str, need: Need) -> str | None:
+        """A server for the session, if there is one and nobody waits for it."""
+        if any(one.need.pool is need.pool for one in self._line.heads()):
+            return None
+        name = None if self.placement.full_groups(need.groups) else self.placement.choose(need)
+        if name is not None:
+            self.placement.put(session_id, name, need)
+        return name
+
+    async def claim(self, session_id: str, need: Need = ANY) -> str:
         """A server for the session, which has it from then on. MaxSessionsExceeded when too many wait already."""
-        waiting = Waiting(session_id, alone, groups, self._loop.create_future())
+        waiting = Waiting(session_id, need, self._loop.create_future())
         self._line.add(waiting)
         self._hand_out()
         if not waiting.placed.done() and len(self._line) > MAX_WAITING:
@@ -192,7 +200,7 @@ class ServerPool:
                 self.release(session_id)
             raise
         name = self.placement.server_of(session_id)
-        return name if name is not None else await self.claim(session_id, alone=alone, groups=groups)
+        return name if name is not None else await self.claim(session_id, need)
 
     def release(self, session_id: str) -> None:
         """The session is on no server any more."""
@@ -200,27 +208,27 @@ class ServerPool:
         self._hand_out()
 
     def _hand_out(self) -> None:
-        while (waiting := self._next()) is not None:
+        full: set[Pool] = set()
+        while (waiting := self._next(full)) is not None:
             if not waiting.placed.done():
-                name = self.placement.choose(alone=waiting.alone)
+                name = self.placement.choose(waiting.need)
                 if name is None:
-                    break
-                self.placement.put(waiting.session_id, name, alone=waiting.alone, groups=waiting.groups)
+                    full.add(waiting.need.pool)
+                    continue
+                self.placement.put(waiting.session_id, name, waiting.need)
                 waiting.placed.set_result(None)
             self._line.remove(waiting)
         self._grow()
         self.relieve()
 
-    def _next(self) -> Waiting | None:
-        """The first in line whose groups are not full."""
-        return next((one for one in self._line.heads() if not self.placement.full_groups(one.groups)), None)
-
-    def _want_servers(self) -> int:
-        """How many in line wait for a server, and not for their group."""
-        return sum(min(count, self.placement.room_in(groups)) for groups, count in self._line.counts().items())
+    def _next(self, full: Collection[Pool] = ()) -> Waiting | None:
+        """The first in line whose pool and groups are not full."""
+        may = (one for one in self._line.heads() if one.need.pool not in full)
+        return next((one for one in may if not self.placement.full_groups(one.need.groups)), None)
 
     def _grow(self) -> None:
-        count = self.placement.to_start(waiting=self._want_servers(), starting=self._starting)
+        wanted = self.placement.servers_for(self._line.counts())
+        count = self.placement.to_start(wanted=wanted, starting=self._starting)
         for _ in range(min(count, MAX_STARTING - self._starting)):
             self._starting += 1
             self._own(self._start())
@@ -273,12 +281,21 @@ class ServerPool:
     def _wanted_places(self) -> Counter[SessionGroup | None]:
         """How many sessions must leave before those in line have their places: of full groups, and (None) of any."""
         wanted: Counter[SessionGroup | None] = Counter()
-        for groups, count in self._line.counts().items():
-            wanted.update(dict.fromkeys(self.placement.full_groups(groups), count))
-        starting = self._starting or self.placement.to_start(waiting=self._want_servers(), starting=0)
-        if not starting and (waiting := self._want_servers()):
+        for need, count in self._line.counts().items():
+            wanted.update(dict.fromkeys(self.placement.full_groups(need.groups), count))
+        servers = self.placement.servers_for(self._line.counts())
+        starting = self._starting or self.placement.to_start(wanted=servers, starting=0)
+        if not starting and (waiting := self._waiting_for_servers()):
             wanted[None] = waiting
         return wanted
+
+    def _waiting_for_servers(self) -> int:
+        """How many in line wait for a server, and not for their group. A batch sends nobody away."""
+        return sum(
+            min(count, self.placement.room_in(need.groups))
+            for need, count in self._line.counts().items()
+            if need.pool is Pool.SESSIONS
+        )
 
     def _chosen_to_leave(self, idle: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """Of idle sessions and their servers, the longest idle first, those that give somebody in line a place."""

@@ -17,6 +17,7 @@ from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.run_option_parsing import load_parser
 from ..adapters.session_homes import home_of
 from ..domain.approval import BY_CALLER
+from ..domain.batch_row import RowsPlan, RowWork
 from ..domain.errors import (
     GreenroomError,
     InvalidOperation,
@@ -31,10 +32,12 @@ from ..domain.session import SessionSpec, SessionStatus
 from ..domain.steering import SteerReceipt
 from ..domain.tool import NoTools, Toolbox
 from .account_names import managed
-from .activation import activate
-from .live_session import LiveSession, NeedsOwnServer
+from .activation import Activation
+from .live_session import LiveSession, NeedsOwnServer, row_call_id
 from .provider_set import ProviderSet
 from .ray_errors import raise_bare
+from .row_desk import RowDesk, RowEnd, unpacked
+from .run_outcomes import Outcome
 from .standing import HeldSession, IdleSession, Standing
 from .store_shards import StoreShards
 
@@ -59,6 +62,8 @@ _LOOK_AROUND_AFTER_S = 1.0
 
 _LEFT_SESSIONS = 16
 """After so many sessions have left, what they leave in memory is collected."""
+_LEFT_ROWS = 512
+"""The same, for rows of batches: a look at what came since the last one takes some milliseconds."""
 _FORWARD_RETRY_S = 0.05
 
 
@@ -79,7 +84,6 @@ class SessionServer:
         self._directory = directory
         self._stores = stores
         self._log = stores.event_log(spill_bytes=settings["spill_bytes"])
-        self._ids = id_factory()
         self._settings = dict(settings)
         self._live: dict[str, LiveSession] = {}
         self._toolboxes: dict[str, Any] = {}
@@ -90,7 +94,25 @@ class SessionServer:
         self._permits = _permits(limiter, name) if limiter is not None else None
         self._accounts: Accounts | None = None
         self._manage_accounts()
+        self._activation = Activation(
+            name,
+            log=self._log,
+            default_provider=settings["default_provider"],
+            max_input_bytes=settings["max_input_bytes"],
+            approval_expires_s=settings["approval_expires_s"],
+            ids=id_factory(),
+            now_us=now_us,
+            gate=self._permits,
+            accounts=lambda: self._accounts,
+            scope_policies=settings["scope_policies"],
+            asks_before_start=settings["asks_before_start"],
+        )
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._rows = RowDesk(
+            settings, begin=self._begin_rows, elsewhere=self._execute_placed_row, leave=self._leave_row
+        )
+        self._gone: list[tuple[str, int]] = []
+        """Sessions that were left in this turn of the loop, with their epochs."""
         restored = ray.get_runtime_context().was_current_actor_reconstructed
         self._own(self._look_around(at_once=restored))
         self._own(self._keep_lease(restored=restored))
@@ -123,7 +145,13 @@ class SessionServer:
     async def held(self) -> dict[str, Any]:
         """What it has, for a Directory that has just been started."""
         sessions = {
-            session_id: HeldSession(live.epoch, live.session.provider, live.session.tenant, alone=not live.is_shared)
+            session_id: HeldSession(
+                live.epoch,
+                live.session.provider,
+                live.session.tenant,
+                alone=not live.is_shared,
+                is_row=live.session.row is not None,
+            )
             for session_id, live in self._live.items()
         }
         return {"node_id": await self.hello(), "sessions": sessions}
@@ -173,6 +201,7 @@ class SessionServer:
         for live in self._live.values():
             live.providers.declare(self._settings["providers"], self._settings["routers"])
             live.refuses_runs = self._settings["draining"]
+        self._rows.change_settings(self._settings)
 
     def _manage_accounts(self) -> None:
         names = managed(self._settings["providers"], self._settings["routers"])
@@ -195,26 +224,15 @@ class SessionServer:
     async def _activate(
         self, session_id: str, spec: SessionSpec | None, idempotency_key: str | None, *, shared: bool
     ) -> LiveSession:
-        live = await activate(
+        live = await self._activation.activate(
             session_id,
-            owner=self._name,
             spec=spec,
             idempotency_key=idempotency_key,
-            log=self._log,
             providers=ProviderSet(self._settings["providers"], self._settings["routers"]),
-            home=str(home_of(self._settings["homes"], session_id)),
-            default_provider=self._settings["default_provider"],
-            max_input_bytes=self._settings["max_input_bytes"],
-            approval_expires_s=self._settings["approval_expires_s"],
+            home=self._home(session_id),
             unpack_tools=partial(self._toolbox, session_id),
-            ids=self._ids,
-            now_us=now_us,
             on_lost=lambda: self._lost(session_id),
             on_idle=lambda: self._idle(session_id),
-            gate=self._permits,
-            accounts=lambda: self._accounts,
-            scope_policies=self._settings["scope_policies"],
-            asks_before_start=self._settings["asks_before_start"],
             shared=shared,
         )
         live.providers.declare(self._settings["providers"], self._settings["routers"])  # they may be others by now
@@ -222,12 +240,13 @@ class SessionServer:
         self._live[session_id] = live
         return live
 
+    def _home(self, session_id: str) -> str:
+        return str(home_of(self._settings["homes"], session_id))
+
     def _toolbox(self, session_id: str, packed: bytes | None) -> Toolbox:
         if packed is None:
             return NoTools()
-        from ..adapters.tool_packing import unpack_toolbox  # noqa: PLC0415  most sessions have none
-
-        toolbox = self._toolboxes[session_id] = unpack_toolbox(packed)
+        toolbox = self._toolboxes[session_id] = unpacked(packed)
         return toolbox
 
     def _lost(self, session_id: str) -> None:
@@ -243,13 +262,20 @@ class SessionServer:
         toolbox = self._toolboxes.pop(session_id, None)
         if toolbox is not None:
             toolbox.close()
-        self._directory.released.remote(self._name, session_id, live.epoch)
+        self._gone.append((session_id, live.epoch))
+        if len(self._gone) == 1:  # at the end of this turn of the loop: rows of batches end many at a time
+            asyncio.get_running_loop().call_soon(self._say_gone)
         return self._own(self._let_go(live))
+
+    def _say_gone(self) -> None:
+        gone, self._gone = self._gone, []
+        self._directory.released.remote(self._name, gone)
 
     async def _let_go(self, live: LiveSession) -> None:
         await live.aclose()
         self._left += 1
-        if self._left >= _LEFT_SESSIONS:  # by itself the collector, which is told to be lazy, would come much later
+        limit = _LEFT_SESSIONS if live.session.row is None else _LEFT_ROWS
+        if self._left >= limit:  # by itself the collector, which is told to be lazy, would come much later
             self._left = 0
             gc.collect()
 
@@ -392,6 +418,44 @@ class SessionServer:
             return await live.await_run(run_id)
 
         return await self._serve(session_id, call, "execute_run", call_id, input, options, idempotency_key)
+
+    @ray.method(max_task_retries=0)
+    async def execute_rows(self, rows: Sequence[RowWork], plan: RowsPlan) -> AsyncGenerator[list[RowEnd]]:
+        """See RowDesk.execute. Never retried: whoever asked sends what has not ended again."""
+        async for ends in self._rows.execute(rows, plan):
+            yield ends
+
+    async def execute_row(self, session_id: str, call_id: str, row: RowWork, plan: RowsPlan) -> list[Outcome]:
+        """One row, whose session exists."""
+        return await self._serve(
+            session_id, lambda live: self._rows.run(live, row, plan), "execute_row", call_id, row, plan
+        )
+
+    async def _execute_placed_row(self, row: RowWork, plan: RowsPlan) -> list[Outcome]:
+        return await self.execute_row(row.session_id, row_call_id(row.session_id), row, plan)
+
+    async def _begin_rows(
+        self, specs: Mapping[str, SessionSpec], providers: ProviderSet, tools: Toolbox
+    ) -> dict[str, LiveSession]:
+        begun = await self._activation.begin(
+            {session_id: spec for session_id, spec in specs.items() if session_id not in self._live},
+            providers=providers,
+            tools=tools,
+            on_lost=self._lost,
+            on_idle=self._idle,
+            home=self._home,
+        )
+        for live in begun.values():
+            live.refuses_runs = self._settings["draining"]
+        self._live.update(begun)
+        epochs = {session_id: live.epoch for session_id, live in begun.items()}
+        self._directory.took_rows.remote(self._name, epochs)
+        return begun
+
+    def _leave_row(self, live: LiveSession) -> None:
+        """It has ended: nobody needs it here."""
+        if self._live.get(live.session_id) is live:
+            self._forget(live.session_id, live)
 
     async def cancel_run(self, session_id: str, call_id: str, run_id: str, reason: str | None = None) -> bool:
         return await self._serve(

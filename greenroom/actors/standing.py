@@ -18,6 +18,8 @@ class HeldSession(NamedTuple):
     provider: str
     tenant: str | None
     alone: bool
+    is_row: bool = False
+    """Whether it is a row of a batch."""
 
 
 class Standing(StrEnum):

@@ -1,7 +1,7 @@
 """The event store as other actors reach it: by Ray calls, and by its socket where that is on the same node."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,9 @@ class RayStoreAccess:
 
     async def take_over(self, session_id: str, owner: str, *, must_exist: bool) -> Ownership:
         return await self._call("take_over", session_id, owner, must_exist)
+
+    async def take_over_new(self, session_ids: Sequence[str], owner: str) -> list[Ownership | None]:
+        return await self._call("take_over_new", session_ids, owner)
 
     async def read(self, session_id: str, query: EventQuery, *, wait_s: float = 0) -> list[Slab]:
         return await self._call("read", session_id, query, wait_s)

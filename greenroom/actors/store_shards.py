@@ -53,6 +53,15 @@ class StoreShards:
         """The lists of all, one after another."""
         return [item for answer in await self.ask_all(method, *args) for item in answer]
 
+    async def save_tools(self, session_ids: Sequence[str], tools: bytes) -> None:
+        """Keep the same tools for all of the sessions, each where it is."""
+        parts: dict[int, list[str]] = {}
+        for session_id in session_ids:
+            parts.setdefault(shard_of(session_id, len(self.actors)), []).append(session_id)
+        await asyncio.gather(
+            *(_answer(self.actors[shard], "save_tools_of_all", ids, tools) for shard, ids in parts.items())
+        )
+
     async def list_sessions(self, filters: dict[str, Any]) -> list[Session]:
         """A page over all shards, in the order of ids."""
         found: list[Session] = await self.joined("list_sessions", filters)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -53,6 +53,8 @@ class StoreAccess(Protocol):
     async def open_lane(self, *, on_reply: Callable[[bytes], None], on_broken: Callable[[], None]) -> Lane: ...
 
     async def take_over(self, session_id: str, owner: str, *, must_exist: bool) -> Ownership: ...
+
+    async def take_over_new(self, session_ids: Sequence[str], owner: str) -> list[Ownership | None]: ...
 
     async def read(self, session_id: str, query: EventQuery, *, wait_s: float = 0) -> list[Slab]: ...
 
@@ -169,6 +171,13 @@ class EventLogClient:
         ownership = await self._store.take_over(session_id, owner, must_exist=must_exist)
         self._streams[session_id, ownership.epoch] = _Stream(session_id, ownership.epoch, on_commit)
         return ownership
+
+    async def acquire_new(self, listeners: Mapping[str, CommitListener], owner: str) -> list[Ownership | None]:
+        found = await self._store.take_over_new(list(listeners), owner)
+        for (session_id, on_commit), ownership in zip(listeners.items(), found, strict=True):
+            if ownership is not None:
+                self._streams[session_id, ownership.epoch] = _Stream(session_id, ownership.epoch, on_commit)
+        return found
 
     def release(self, session_id: str, epoch: int) -> None:
         stream = self._streams.pop((session_id, epoch), None)

@@ -1,7 +1,7 @@
 """The event log in memory: the same port and the same promises but for durability. For tests and for thought."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..domain.errors import InvalidCursor, SessionNotFound, WriterFenced
@@ -41,6 +41,12 @@ class MemoryEventLog:
         log.epoch += 1
         log.on_commit = on_commit
         return Ownership(epoch=log.epoch, last_seq=len(log.events), records=await self.load(session_id))
+
+    async def acquire_new(self, listeners: Mapping[str, CommitListener], owner: str) -> list[Ownership | None]:
+        return [
+            None if session_id in self._logs else await self.acquire(session_id, owner, on_commit)
+            for session_id, on_commit in listeners.items()
+        ]
 
     def release(self, session_id: str, epoch: int) -> None:
         log = self._logs[session_id]

@@ -1,7 +1,7 @@
 """The event log over several stores: each session is in the one that its id says."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..domain.event import Event, NewEvent
 from ..domain.event_log import CommitListener, Committed, EventLog, EventQuery, Ownership, SessionRecords
@@ -22,6 +22,16 @@ class ShardedEventLog:
         self, session_id: str, owner: str, on_commit: CommitListener, *, must_exist: bool = False
     ) -> Ownership:
         return await self._of(session_id).acquire(session_id, owner, on_commit, must_exist=must_exist)
+
+    async def acquire_new(self, listeners: Mapping[str, CommitListener], owner: str) -> list[Ownership | None]:
+        parts: dict[int, dict[str, CommitListener]] = {}
+        for session_id, on_commit in listeners.items():
+            parts.setdefault(shard_of(session_id, len(self._logs)), {})[session_id] = on_commit
+        answers = await asyncio.gather(*(self._logs[shard].acquire_new(part, owner) for shard, part in parts.items()))
+        found: dict[str, Ownership | None] = {}
+        for part, answer in zip(parts.values(), answers, strict=True):
+            found.update(zip(part, answer, strict=True))
+        return [found[session_id] for session_id in listeners]
 
     def release(self, session_id: str, epoch: int) -> None:
         self._of(session_id).release(session_id, epoch)

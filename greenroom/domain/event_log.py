@@ -1,7 +1,7 @@
 """The event log port: the one place where what happened is kept, and the only way to write."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -121,6 +121,11 @@ class EventLog(Protocol):
         `on_commit` gets every batch of this epoch once it is durable, in the order of seq, before its append is
         answered.
         """
+        ...
+
+    async def acquire_new(self, listeners: Mapping[str, CommitListener], owner: str) -> list[Ownership | None]:
+        """`acquire` for many sessions at once, of those among them that nobody ever acquired; None for the others, of
+        which nothing changes. In the order of the ids."""
         ...
 
     def release(self, session_id: str, epoch: int) -> None:

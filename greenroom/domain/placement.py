@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import NamedTuple
 
 
@@ -14,6 +15,30 @@ class SessionGroup(NamedTuple):
     kind: str
     name: str
     limit: int
+
+
+class Pool(StrEnum):
+    """Sessions of different pools never share a server."""
+
+    SESSIONS = "sessions"
+    ROWS = "rows"
+    """Rows of batches: many to a server, and never on all servers, so that others find a place."""
+
+
+class Need(NamedTuple):
+    """What a session needs of a server."""
+
+    alone: bool = False
+    """It may not share one."""
+    groups: tuple[SessionGroup, ...] = ()
+    """The limited groups that it belongs to."""
+    pool: Pool = Pool.SESSIONS
+
+
+ANY = Need()
+
+ROWS_PER_SERVER = 32
+"""Rows of batches that share a server: what a crash interrupts at most, against 60 MB of memory for each server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,27 +73,37 @@ class PlacedServer:
     sessions: set[str] = field(default_factory=set[str])
     is_alone: bool = False
     """It serves one session, and takes no other until that one has left."""
+    pool: Pool = Pool.SESSIONS
+    """Of the sessions that it has."""
 
 
 class Placement:
     """Servers and the sessions that they have. Times are seconds of any clock that does not go back.
 
-    A server takes up to `sessions_per_server` sessions, or one that must be alone. There are never more than
-    `max_servers`, and never more than `max_sessions` on them, nor more of a group than its limit; `warm_servers` empty
-    ones are kept for sessions to come, as far as that allows. Servers on a closed node take no more sessions.
+    A server takes up to `sessions_per_server` sessions (`rows_per_server` rows of batches), or one that must be alone.
+    There are never more than `max_servers`, and never more than `max_sessions` on them, nor more of a group than its
+    limit; `warm_servers` empty ones are kept for sessions to come, as far as that allows. A quarter of the servers has
+    no rows. Servers on a closed node take no more sessions.
     """
 
     def __init__(
-        self, *, sessions_per_server: int, max_servers: int, warm_servers: int, max_sessions: int | None = None
+        self,
+        *,
+        sessions_per_server: int,
+        max_servers: int,
+        warm_servers: int,
+        max_sessions: int | None = None,
+        rows_per_server: int = ROWS_PER_SERVER,
     ) -> None:
-        self.sessions_per_server = sessions_per_server
+        self._per_server = {Pool.SESSIONS: sessions_per_server, Pool.ROWS: rows_per_server}
+        self._max_in_pool = {Pool.SESSIONS: max_servers, Pool.ROWS: max(1, max_servers - math.ceil(max_servers / 4))}
         self.max_servers = max_servers
         self.max_sessions = max_sessions
         self.closed_nodes: set[str] = set()
         self.warm_servers = warm_servers
         self._servers: dict[str, PlacedServer] = {}
         self._places: dict[str, PlacedServer] = {}
-        self._groups: dict[str, tuple[SessionGroup, ...]] = {}
+        self._needs: dict[str, Need] = {}
         self._in_group: Counter[SessionGroup] = Counter()
 
     @property
@@ -96,7 +131,8 @@ class Placement:
 
     def is_shared(self, name: str) -> bool:
         """Whether the server may take more sessions beside those it has."""
-        return self.sessions_per_server > 1 and not self._servers[name].is_alone
+        server = self._servers[name]
+        return self._per_server[server.pool] > 1 and not server.is_alone
 
     def servers_on(self, node_id: str) -> list[str]:
         """The servers on a node."""
@@ -125,11 +161,16 @@ class Placement:
 
     def groups_of(self, session_id: str) -> tuple[SessionGroup, ...]:
         """The groups that the session was put with."""
-        return self._groups.get(session_id, ())
+        return self._needs.get(session_id, ANY).groups
 
-    def choose(self, *, alone: bool) -> str | None:
-        """A server that can take one more session: the fullest, so that others stay empty; on the idlest node."""
-        able = [server for server in self._servers.values() if self._can_take(server, alone=alone)]
+    def choose(self, need: Need = ANY) -> str | None:
+        """A server that can take one more such session: the fullest, so that others stay empty; on the idlest node."""
+        may_spread = self._room_in_pool(need.pool) > 0
+        able = [
+            server
+            for server in self._servers.values()
+            if self._can_take(server, need) and (server.sessions or may_spread)
+        ]
         if not able or self._room_for_sessions() == 0:
             return None
         load: Counter[str] = Counter()
@@ -140,23 +181,32 @@ class Placement:
     def _room_for_sessions(self) -> float:
         return math.inf if self.max_sessions is None else max(0, self.max_sessions - len(self._places))
 
-    def _can_take(self, server: PlacedServer, *, alone: bool) -> bool:
+    def _room_in_pool(self, pool: Pool) -> int:
+        """How many more servers may have sessions of the pool."""
+        used = sum(1 for server in self._servers.values() if server.sessions and server.pool is pool)
+        return self._max_in_pool[pool] - used
+
+    def _can_take(self, server: PlacedServer, need: Need) -> bool:
         if server.node_id in self.closed_nodes:
             return False
-        if alone or server.is_alone:
-            return not server.sessions
-        return len(server.sessions) < self.sessions_per_server
+        if not server.sessions:
+            return True
+        if need.alone or server.is_alone:
+            return False
+        return server.pool is need.pool and len(server.sessions) < self._per_server[server.pool]
 
-    def put(self, session_id: str, name: str, *, alone: bool = False, groups: tuple[SessionGroup, ...] = ()) -> None:
+    def put(self, session_id: str, name: str, need: Need = ANY) -> None:
         """The server has the session now; what had it before has not."""
         if session_id in self._places:
             self._leave(session_id)
         server = self._servers[name]
-        server.is_alone = alone or (server.is_alone and bool(server.sessions))
+        server.is_alone = need.alone or (server.is_alone and bool(server.sessions))
+        if not server.sessions:
+            server.pool = need.pool
         server.sessions.add(session_id)
         self._places[session_id] = server
-        self._groups[session_id] = groups
-        self._in_group.update(groups)
+        self._needs[session_id] = need
+        self._in_group.update(need.groups)
 
     def take(self, session_id: str, *, now: float) -> str | None:
         """The session has left; returns the server that it was on."""
@@ -175,19 +225,27 @@ class Placement:
         return server
 
     def _forget(self, session_id: str) -> PlacedServer:
-        for group in self._groups.pop(session_id):
+        for group in self._needs.pop(session_id).groups:
             self._in_group[group] -= 1
             if not self._in_group[group]:
                 del self._in_group[group]  # there may be any number of tenants
         return self._places.pop(session_id)
 
-    def to_start(self, *, waiting: int, starting: int) -> int:
-        """How many servers more should be started, when so many sessions wait and so many servers are starting."""
-        empty = sum(self._can_take(server, alone=True) for server in self._servers.values())
-        placeable = min(waiting, self._room_for_sessions())
-        wanted = self.warm_servers + math.ceil(placeable / self.sessions_per_server)
+    def servers_for(self, waiting: Mapping[Need, int]) -> int:
+        """How many servers more so many sessions could have, that wait for one and not for others to leave."""
+        wanted: Counter[Pool] = Counter()
+        room = self._room_for_sessions()
+        for need, count in waiting.items():
+            placeable = min(count, self.room_in(need.groups), room)
+            room -= placeable
+            wanted[need.pool] += math.ceil(placeable / (1 if need.alone else self._per_server[need.pool]))
+        return sum(min(count, self._room_in_pool(pool)) for pool, count in wanted.items())
+
+    def to_start(self, *, wanted: int, starting: int) -> int:
+        """How many servers more should be started, when so many are wanted and so many are starting."""
+        empty = sum(self._can_take(server, Need(alone=True)) for server in self._servers.values())
         room = self.max_servers - len(self._servers) - starting
-        return max(0, min(wanted - empty - starting, room))
+        return max(0, min(self.warm_servers + wanted - empty - starting, room))
 
     def to_retire(self, *, now: float, grace_s: float) -> list[str]:
         """Servers that have been empty for that long and are more than are kept warm, the longest empty first."""

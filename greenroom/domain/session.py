@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 from .budget_options import BudgetOptions
 from .errors import InvalidTransition, ValidationError
@@ -70,6 +70,9 @@ TENANT = "tenant"
 
 PROJECT = "project"
 """The key that says what it is for."""
+
+ROW = "greenroom.row"
+"""The key of the metadata of a session that carries out a row of a batch: which one."""
 
 DEFAULT_MAX_CONCURRENT_RUNS = 1
 DEFAULT_MAX_QUEUED_RUNS = 100
@@ -155,6 +158,12 @@ class Session:
     def project(self) -> str | None:
         """What it is for."""
         return self.metadata.get(PROJECT)
+
+    @property
+    def row(self) -> Mapping[str, Any] | None:
+        """Which row of a batch it carries out: `job`, `keys`, `stops_at_failure`."""
+        row: Any = self.metadata.get(ROW)
+        return cast("Mapping[str, Any]", row) if isinstance(row, Mapping) else None
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON-safe values, times in ISO 8601."""

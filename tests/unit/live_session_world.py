@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from itertools import count
 from typing import Any
 
-from greenroom.actors.activation import activate
+from greenroom.actors.activation import Activation
 from greenroom.actors.live_session import LiveSession
 from greenroom.actors.provider_set import ProviderSet
 from greenroom.adapters.clock import id_factory, now_us
@@ -164,24 +164,26 @@ class World:
         owner = f"owner_{next(self._owners)}"
         name = "given" if provider else None
         given = GivenProviders({"given": provider} if provider else {})
-        live = await activate(
-            session_id,
-            owner=owner,
-            spec=SessionSpec(provider=declared.name if declared else name, **spec) if create else None,
-            idempotency_key=key,
+        activation = Activation(
+            owner,
             log=self.log,
-            providers=providers or (ProviderSet({declared.name: declared}) if declared else given),
             accounts=lambda: accounts,
-            home=home,
             default_provider="scripted",
             max_input_bytes=MAX_INPUT_BYTES,
             approval_expires_s=self.approval_expires_s,
-            unpack_tools=lambda _: tools or NoTools(),
             ids=self.ids,
             now_us=self.now_us,
-            on_lost=lambda: self.lost.update([owner]),
             gate=gate,
             scope_policies=scope_policies,
+        )
+        live = await activation.activate(
+            session_id,
+            spec=SessionSpec(provider=declared.name if declared else name, **spec) if create else None,
+            idempotency_key=key,
+            providers=providers or (ProviderSet({declared.name: declared}) if declared else given),
+            home=home,
+            unpack_tools=lambda _: tools or NoTools(),
+            on_lost=lambda: self.lost.update([owner]),
             shared=shared,
         )
         self._lives.append(live)

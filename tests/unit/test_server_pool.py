@@ -9,7 +9,7 @@ from greenroom.actors import server_pool
 from greenroom.actors.server_pool import PlacedSession, ServerPool, Started
 from greenroom.actors.standing import IdleSession
 from greenroom.domain.errors import MaxSessionsExceeded, StorageConnectionFailed
-from greenroom.domain.placement import Placement, SessionGroup, SessionLimits
+from greenroom.domain.placement import ANY, Need, Placement, SessionGroup, SessionLimits
 
 
 class Servers:
@@ -56,7 +56,7 @@ class World:
         self.servers.pool = self.pool
 
     async def claim(self, session_id: str, groups: tuple[SessionGroup, ...] = ()) -> str:
-        return await asyncio.wait_for(self.pool.claim(session_id, alone=False, groups=groups), 5)
+        return await asyncio.wait_for(self.pool.claim(session_id, Need(groups=groups)), 5)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ async def test_without_a_warm_one_a_server_is_started(world: World) -> None:
 async def test_sessions_that_wait_are_served_in_the_order_in_which_they_came(world: World) -> None:
     await world.claim("s1")
     await world.claim("s2")
-    waiting = [asyncio.create_task(world.pool.claim(name, alone=False)) for name in ("s3", "s4", "s5")]
+    waiting = [asyncio.create_task(world.pool.claim(name)) for name in ("s3", "s4", "s5")]
     await settled()
     assert 3 == world.pool.waiting
 
@@ -104,7 +104,7 @@ async def test_sessions_that_wait_are_served_in_the_order_in_which_they_came(wor
 async def test_whoever_gives_up_waiting_holds_up_nobody(world: World) -> None:
     await world.claim("s1")
     await world.claim("s2")
-    first, second = (asyncio.create_task(world.pool.claim(name, alone=False)) for name in ("s3", "s4"))
+    first, second = (asyncio.create_task(world.pool.claim(name)) for name in ("s3", "s4"))
     await settled()
 
     first.cancel()
@@ -333,7 +333,7 @@ async def test_a_server_that_comes_with_sessions_is_given_no_others(world: World
     waiting = asyncio.create_task(world.claim("s3"))
     await settled()
 
-    world.pool.join(Started("old", "old", "node"), [PlacedSession("s9", alone=False, groups=())])
+    world.pool.join(Started("old", "old", "node"), [PlacedSession("s9", ANY)])
     await settled()
 
     assert (False, "old") == (waiting.done(), world.pool.placement.server_of("s9"))

@@ -208,6 +208,10 @@ class DuckDBEventStore:
             return replace(ownership, records=replace(NO_RECORDS, tools=await self.tools(session_id)))
         return replace(ownership, records=await self.load(session_id))
 
+    async def take_over_new(self, session_ids: Sequence[str], owner: str) -> list[Ownership | None]:
+        """`take_over` of those that do not exist, which nobody can have given tools; None for the others."""
+        return await asyncio.wrap_future(self._store.writer.grant_new(session_ids, owner))
+
     def _filling(self) -> None:
         if self._open is not None:
             self._own(self._open.keeper.prepare_until_done())
@@ -410,6 +414,14 @@ class DuckDBEventStore:
     async def save_tools(self, session_id: str, tools: bytes) -> None:
         """Keep the packed tools of a session, in place of earlier ones."""
         await self._records(lambda tables: tables.save_tools(session_id, tools))
+
+    async def save_tools_of_all(self, session_ids: Sequence[str], tools: bytes) -> None:
+        """`save_tools` of the same tools for many sessions."""
+        await self._records(lambda tables: tables.save_tools_of_all(session_ids, tools))
+
+    async def has_jobs(self) -> bool:
+        """Whether there are, or were, batches."""
+        return await self._records(lambda tables: tables.has_jobs())
 
     async def tools(self, session_id: str) -> bytes | None:
         """The packed tools; they are no part of the log, so nothing has to be folded first."""

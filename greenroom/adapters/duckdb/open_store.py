@@ -81,7 +81,7 @@ def _wire(folder: StoreFolder, found: Found, options: StoreOptions, callbacks: W
     writer = GroupCommit(
         found.hot,
         sources,
-        records.find_grant,
+        records,
         next_batch=newest_batch + 1,
         next_session_key=_next_session_key(found.manifest, logs),
         room_watch=RoomWatch(

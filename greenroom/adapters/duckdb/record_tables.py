@@ -13,6 +13,7 @@ from typing import Any
 
 import duckdb
 
+from ...domain.batch_row import JOB_PREFIX
 from ...domain.errors import InvalidTransition
 from ...domain.event import Event, EventType, to_microseconds
 from ...domain.record_projection import changes_session, fold_run, fold_session
@@ -47,6 +48,7 @@ _SESSIONS_WITH_OPEN_RUNS = "SELECT DISTINCT session_id FROM runs WHERE status IN
 _OWNER = """
     SELECT session_key, session_id, epoch, owner, granted_at_us FROM owners WHERE session_id = ?
 """
+_KNOWN = "SELECT session_id FROM owners WHERE session_id IN (SELECT unnest(?::VARCHAR[]))"
 _UNCHANGED = "SELECT session_id FROM sessions WHERE status IN (SELECT unnest(?::VARCHAR[])) AND updated_at_us < ?"
 _OWNED = "SELECT session_id FROM owners WHERE session_key IN (SELECT unnest(?::BIGINT[]))"
 _FORGET_RECORDS = (
@@ -59,6 +61,7 @@ _STATUS_COUNTS = {
     "sessions": "SELECT status, count(*) FROM sessions GROUP BY ALL",
     "runs": "SELECT status, count(*) FROM runs GROUP BY ALL",
 }
+_JOBS = "SELECT 1 FROM sessions WHERE starts_with(session_id, ?) LIMIT 1"
 _COUNTS = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM runs)"
 
 
@@ -275,6 +278,18 @@ class RecordTables:
             ("INSERT INTO session_tools VALUES (?, ?)", [session_id, tools]),
         )
 
+    def save_tools_of_all(self, session_ids: Sequence[str], tools: bytes) -> None:
+        """Keep the same packed tools for all of the sessions."""
+        ids = list(session_ids)
+        self._replace(
+            ("DELETE FROM session_tools WHERE session_id IN (SELECT unnest(?::VARCHAR[]))", [ids]),
+            ("INSERT INTO session_tools SELECT unnest(?::VARCHAR[]), ?", [ids, tools]),
+        )
+
+    def has_jobs(self) -> bool:
+        """Whether there is a session that stands for a batch."""
+        return first_row(self._connection, _JOBS, [JOB_PREFIX]) is not None
+
     def tools(self, session_id: str) -> bytes | None:
         row = first_row(self._connection, "SELECT tools FROM session_tools WHERE session_id = ?", [session_id])
         return row[0] if row else None
@@ -301,6 +316,12 @@ class RecordTables:
         with self._lookup_lock:
             row = first_row(self._lookup, _OWNER, [session_id])
         return Grant(*row) if row else None
+
+    def known(self, session_ids: Sequence[str]) -> set[str]:
+        """Those of the sessions that had an owner when they were last sealed. From any thread."""
+        with self._lookup_lock:
+            rows = self._lookup.execute(_KNOWN, [list(session_ids)]).fetchall()
+        return {session_id for (session_id,) in rows}
 
     def session_ids(self, others: set[str]) -> list[str]:
         """These sessions and all that were sealed, each once."""

@@ -4,7 +4,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,10 @@ class RecordThread:
     def find_grant(self, session_id: str) -> Grant | None:
         """The session's newest owner as of when it was last sealed. From any thread."""
         return self.tables.grant(session_id)
+
+    def known(self, session_ids: Sequence[str]) -> set[str]:
+        """Those of the sessions that had an owner when they were last sealed. From any thread."""
+        return self.tables.known(session_ids)
 
     def committed(self) -> None:
         """Something was committed. Cheap: called for every group."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 
-from ...actors.activation import activate
+from ...actors.activation import Activation
 from ...actors.live_session import LiveSession
 from ...actors.provider_set import ProviderSet
 from ...adapters.clock import id_factory, now_us
@@ -48,20 +48,22 @@ class Stage:
         """The session as a process would serve it that takes it over; with a log of before it is the one in there."""
         declared = declared or rig.declaration()
         known = log or MemoryEventLog()
-        live = await activate(
-            SESSION,
-            owner=f"stage-{secrets.token_hex(4)}",
-            spec=None if log else SessionSpec(provider=declared.name, **spec),
-            idempotency_key=None,
+        activation = Activation(
+            f"stage-{secrets.token_hex(4)}",
             log=known,
-            providers=ProviderSet({declared.name: declared}),
-            home=str(rig.home),
             default_provider=declared.name,
             max_input_bytes=1_000_000,
             approval_expires_s=3_600.0,
-            unpack_tools=lambda _: rig.tools(),
             ids=id_factory(),
             now_us=now_us,
+        )
+        live = await activation.activate(
+            SESSION,
+            spec=None if log else SessionSpec(provider=declared.name, **spec),
+            idempotency_key=None,
+            providers=ProviderSet({declared.name: declared}),
+            home=str(rig.home),
+            unpack_tools=lambda _: rig.tools(),
             on_lost=lambda: None,
         )
         return cls(rig, known, live)

@@ -1,0 +1,116 @@
+"""Gets rows of batches done, from any process of the cluster: finds places for them, sends them, hears how they end."""
+
+import asyncio
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from ..adapters.logs import get_logger
+from ..domain.batch_row import RowsPlan, RowWork
+from ..domain.errors import GreenroomError, RuntimeGone
+from .address import DIRECTORY, RuntimeAddress
+from .ray_errors import raise_bare
+from .row_desk import RowEnd
+from .run_outcomes import Outcome
+
+_log = get_logger(__name__)
+
+MAX_TOGETHER = 64
+"""Rows that are placed with one call. Each call costs a round trip to the Directory and one to each server."""
+
+_RETRY_S = 0.2
+
+
+class RowSender:
+    """Belongs to one event loop. How many rows are under way is up to whoever calls it."""
+
+    def __init__(self, address: RuntimeAddress, plan: RowsPlan) -> None:
+        self._address = address
+        self._plan = plan
+        self._waiting: deque[RowWork] = deque()
+        self._futures: dict[str, asyncio.Future[list[Outcome]]] = {}
+        self._placing: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, row: RowWork) -> list[Outcome]:
+        """How the runs of the row ended: results, or errors in their place. A row that is done, or under way, is not
+        done again.
+
+        A server that dies has no part in this: what had not ended is sent again to wherever it goes on. RuntimeGone,
+        SessionDraining and what else the Directory answers is raised.
+        """
+        future = self._futures.get(row.session_id)
+        if future is None:
+            future = self._futures[row.session_id] = asyncio.get_running_loop().create_future()
+            self._send(row)
+        return await asyncio.shield(future)
+
+    def _send(self, row: RowWork) -> None:
+        self._waiting.append(row)
+        if self._placing is None or self._placing.done():
+            self._placing = self._own(self._place())
+
+    def _own(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _place(self) -> None:
+        """Find places for those that wait, a group at a time: what comes meanwhile is in the next one."""
+        await asyncio.sleep(0)  # what else is sent in this turn of the loop comes along
+        while self._waiting:
+            group = [self._waiting.popleft() for _ in range(min(MAX_TOGETHER, len(self._waiting)))]
+            rows = {row.session_id: row for row in group}
+            try:
+                placed = await self._places(list(rows))
+            except GreenroomError as exc:
+                self._fail(group, exc)
+                continue
+            except Exception as exc:  # noqa: BLE001  told to those who wait, who would wait for ever
+                self._fail(group, RuntimeGone(f"The runtime does not answer any more ({type(exc).__name__})."))
+                continue
+            for server, session_ids in placed:
+                self._own(self._execute(server, [rows.pop(session_id) for session_id in session_ids]))
+            self._waiting.extendleft(reversed(rows.values()))
+
+    async def _places(self, session_ids: list[str]) -> list[tuple[Any, list[str]]]:
+        plan = self._plan
+        try:
+            directory: Any = ray.get_actor(DIRECTORY, namespace=self._address.namespace)
+            return await directory.place_rows.remote(
+                session_ids, plan.spec, alone=plan.needs_own_server, tools=plan.tools
+            )
+        except ValueError as exc:
+            raise RuntimeGone from exc
+        except ray.exceptions.RayError as exc:
+            raise_bare(exc)
+
+    async def _execute(self, server: Any, rows: Sequence[RowWork]) -> None:
+        left = {row.session_id: row for row in rows}
+        try:
+            async for answer in server.execute_rows.remote(rows, self._plan):
+                ends: list[RowEnd] = await answer
+                for end in ends:
+                    del left[end.session_id]
+                    self._settle(end)
+        except (ray.exceptions.RayError, GreenroomError) as exc:
+            if not isinstance(exc, ray.exceptions.RayActorError):
+                _log.warning("rows_sent_again", count=len(left), exc_info=True)
+            await asyncio.sleep(_RETRY_S)
+        for row in left.values():
+            self._send(row)
+
+    def _settle(self, end: RowEnd) -> None:
+        future = self._futures.pop(end.session_id, None)
+        if future is not None and not future.done():
+            future.set_result(end.outcomes)
+
+    def _fail(self, rows: Sequence[RowWork], error: GreenroomError) -> None:
+        for row in rows:
+            future = self._futures.pop(row.session_id, None)
+            if future is not None and not future.done():
+                future.set_exception(error)
