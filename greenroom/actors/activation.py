@@ -146,15 +146,13 @@ class Activation:
         specs: Mapping[str, SessionSpec],
         *,
         providers: ProviderSet,
-        tools: Toolbox,
+        tools: Callable[[str], Toolbox],
         on_lost: Callable[[str], None],
         on_idle: Callable[[str], None],
         home: Callable[[str], str],
     ) -> dict[str, LiveSession]:
         """Become the first owner of those of the sessions that do not exist yet, all at once; the others are left out,
-        and nothing changes for them.
-
-        Their first events are on their way when this returns, and durable when anything is that comes after them.
+        and nothing changes for them. Their first events are theirs to write, with `write_first`.
         """
         await self._log.require_room()
         creations = {session_id: self._creation(spec, None) for session_id, spec in specs.items()}
@@ -165,20 +163,19 @@ class Activation:
             if ownership is None:
                 continue
             events = creations[session_id]
-            live = self._live(
+            begun[session_id] = live = self._live(
                 _uncommitted(session_id, events, ownership.epoch),
                 epoch=ownership.epoch,
                 last_seq=0,
                 providers=providers,
                 home=home(session_id),
-                tools=tools,
+                tools=tools(session_id),
                 on_lost=partial(on_lost, session_id),
                 on_idle=partial(on_idle, session_id),
                 shared=True,
+                first_events=events,
             )
             listener.turn_to(live.feed.add)
-            self._log.record(session_id, ownership.epoch, events)
-            begun[session_id] = live
         return begun
 
     def _creation(self, spec: SessionSpec, idempotency_key: str | None) -> list[NewEvent]:

@@ -98,6 +98,10 @@ class Directory:
         self._own(self._watch())
         self._own(self._retain())
 
+    async def address(self) -> RuntimeAddress:
+        """Where the runtime lives."""
+        return self._address
+
     async def settings(self) -> dict[str, Any]:
         """What session servers go by."""
         await asyncio.shield(self._rebuilt)
@@ -299,7 +303,7 @@ class Directory:
     # Rows of batches
 
     async def place_rows(
-        self, session_ids: Sequence[str], spec: SessionSpec, *, alone: bool, tools: bytes | None
+        self, session_ids: Sequence[str], spec: SessionSpec, *, alone: bool, tools: Mapping[bytes, Sequence[str]]
     ) -> list[tuple[Any, list[str]]]:
         """Servers for rows of a batch, as many of them as find a place now, from the first on, and one at least: if
         there is none, this waits for it. The servers make the sessions; who gives them nothing to do loses the places.
@@ -310,8 +314,8 @@ class Directory:
         if self._settings["draining"]:
             raise SessionDraining("The runtime is draining and takes no rows; go on after resume().")
         self._has_rows = True
-        if tools is not None:
-            await self._stores.save_tools(session_ids, tools)
+        for packed, owners in tools.items():
+            await self._stores.save_tools(owners, packed)
         need = Need(alone, self._groups_of(spec), Pool.ROWS)
         placed: dict[str, list[str]] = {}
         for session_id in session_ids:

@@ -15,7 +15,7 @@ from ..domain.provider import ProviderEvent
 from ..domain.run import Run, RunResult, RunStatus
 from ..domain.run_input import Message, Role
 from ..domain.run_options import RunOptions
-from ..domain.run_outcome import cancelled_error, deadline_error
+from ..domain.run_outcome import KEPT_OF_FAILURES, cancelled_error, deadline_error
 from ..domain.token_usage import TokenUsage
 from .run_route import RunRoute
 
@@ -245,9 +245,13 @@ def error_of(
     run: LiveRun, event_type: EventType, data: dict[str, Any], error: GreenroomError | None, *, last_seq: int
 ) -> GreenroomError:
     """What awaiting a run raises that ended in any other way; the same as outcome_of gives for its record."""
-    details: dict[str, object] = {"run_id": run.run_id, "session_id": run.session_id, "last_seq": last_seq}
-    if "output" in data:
-        details["output"] = data["output"]
+    details: dict[str, object] = {
+        "run_id": run.run_id,
+        "session_id": run.session_id,
+        "last_seq": last_seq,
+        "attempts": run.attempt,
+    }
+    details |= {name: data[name] for name in KEPT_OF_FAILURES if data.get(name) not in (None, {})}
     if event_type is EventType.RUN_CANCELLED:
         return cancelled_error(details, data.get("reason"))
     if event_type is EventType.RUN_TIMEOUT or error is None:

@@ -104,11 +104,12 @@ class LiveSession:
         asks_before_start: bool = False,
         shared: bool = False,
         home: str | None = None,
+        first_events: Sequence[NewEvent] = (),
     ) -> None:
         """`on_idle` is called when the last of its runs has ended. `home` is a directory of its own, for providers.
         `scope_policies` are those of tenants and projects, by the names of scopes. `asks_before_start`: a budget of the
         runtime may ask a person about a run that has not started. A `shared` one takes no runs of
-        providers that need a process of their own."""
+        providers that need a process of their own. `first_events` say that it was created, and are not written yet."""
         self.session_id = session.id
         self.session = session
         self.status = session.status
@@ -156,6 +157,7 @@ class LiveSession:
         self._calls = CallsOnce(MAX_KEPT_CALLS)
         self._last_call: str | None = session.last_call_id
         """The call that changed the session's status last, under whatever owner: it may come again."""
+        self._first_events = first_events
         self._draining = session.pause_reason == DRAINED
         self._closed = False
         self._end_seq: int | None = last_seq if session.status.is_terminal else None
@@ -176,6 +178,13 @@ class LiveSession:
     async def adopt(self, plans: Sequence[tuple[LiveRun, Recovery, GreenroomError | None]]) -> None:
         """Carry out what was decided for the open runs, in the order of the queue; durable when it returns."""
         await self._runs.adopt(plans)
+
+    def write_first(self) -> None:
+        """Write that it was created, if that is not written yet: in one append with what comes in this turn of the
+        loop, and durable when that is."""
+        events, self._first_events = self._first_events, ()
+        if events:
+            self._log.record(self.session_id, self.epoch, events)
 
     # Taking runs
 

@@ -5,8 +5,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..adapters.logs import get_logger
+from ..adapters.run_option_parsing import parse_run_options
 from ..domain.batch_row import RowsPlan, RowWork
 from ..domain.errors import GreenroomError, InternalError, SessionMoved, WriterFenced
+from ..domain.run_options import RunOptions
 from ..domain.session import SessionSpec
 from ..domain.tool import NoTools, Toolbox
 from .live_session import LiveSession, row_call_id
@@ -21,7 +23,9 @@ _log = get_logger(__name__)
 MAX_TOOLBOXES = 8
 """Toolboxes of different jobs that are kept unpacked."""
 
-BeginRows = Callable[[Mapping[str, SessionSpec], ProviderSet, Toolbox], Awaitable[dict[str, LiveSession]]]
+BeginRows = Callable[
+    [Mapping[str, SessionSpec], ProviderSet, Callable[[str], Toolbox]], Awaitable[dict[str, LiveSession]]
+]
 ElsewhereRow = Callable[[RowWork, RowsPlan], Awaitable[list[Outcome]]]
 
 
@@ -47,6 +51,7 @@ class RowDesk:
         served; `leave` lets a session go that has ended."""
         self._settings = settings
         self._providers: ProviderSet | None = None
+        self._parsed: tuple[Mapping[str, Any], RunOptions] | None = None
         self._toolboxes: dict[bytes, CallableToolbox] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._begin = begin
@@ -60,7 +65,8 @@ class RowDesk:
         What is left when the generator is closed goes on all the same.
         """
         specs = {row.session_id: plan.spec_of(row) for row in rows}
-        begun = await self._begin(specs, self._shared_providers(), self._toolbox(plan.tools))
+        tools = {row.session_id: row.tools for row in rows if row.tools is not None}
+        begun = await self._begin(specs, self._shared_providers(), lambda one: self._toolbox(tools.get(one)))
         ended: asyncio.Queue[RowEnd] = asyncio.Queue()  # no longer than there are rows
         for row in rows:
             task = asyncio.create_task(self._carry_out(row, plan, begun, ended))
@@ -79,6 +85,12 @@ class RowDesk:
         self._settings = settings
         if self._providers is not None:
             self._providers.declare(settings["providers"], settings["routers"])
+
+    def _options_of(self, plan: RowsPlan) -> RunOptions:
+        """Parsed once: it costs as much as a short run."""
+        if self._parsed is None or self._parsed[0] != plan.options:
+            self._parsed = plan.options, parse_run_options({}, plan.options)
+        return self._parsed[1]
 
     def _shared_providers(self) -> ProviderSet:
         """One for all rows here: one pool of connections to a provider."""
@@ -116,8 +128,10 @@ class RowDesk:
     async def run(self, live: LiveSession, row: RowWork, plan: RowsPlan) -> list[Outcome]:
         """Submit the row's turns, wait for their ends, and end the session; what was done before is not done again."""
         call_id = row_call_id(row.session_id)
+        live.write_first()
         try:
-            run_ids = await live.submit_runs(row.inputs, plan.options, [None] * len(row.inputs), call_id)
+            options = self._options_of(plan)
+            run_ids = await live.submit_runs(row.inputs, options, [None] * len(row.inputs), call_id)
         except (SessionMoved, WriterFenced):
             raise
         except GreenroomError as exc:

@@ -18,7 +18,7 @@ from .run_outcomes import Outcome
 
 _log = get_logger(__name__)
 
-MAX_TOGETHER = 64
+MAX_TOGETHER = 256
 """Rows that are placed with one call. Each call costs a round trip to the Directory and one to each server."""
 
 _RETRY_S = 0.2
@@ -66,7 +66,7 @@ class RowSender:
             group = [self._waiting.popleft() for _ in range(min(MAX_TOGETHER, len(self._waiting)))]
             rows = {row.session_id: row for row in group}
             try:
-                placed = await self._places(list(rows))
+                placed = await self._places(group)
             except GreenroomError as exc:
                 self._fail(group, exc)
                 continue
@@ -77,13 +77,16 @@ class RowSender:
                 self._own(self._execute(server, [rows.pop(session_id) for session_id in session_ids]))
             self._waiting.extendleft(reversed(rows.values()))
 
-    async def _places(self, session_ids: list[str]) -> list[tuple[Any, list[str]]]:
+    async def _places(self, rows: Sequence[RowWork]) -> list[tuple[Any, list[str]]]:
         plan = self._plan
+        session_ids = [row.session_id for row in rows]
+        tools: dict[bytes, list[str]] = {}
+        for row in rows:
+            if row.tools is not None:
+                tools.setdefault(row.tools, []).append(row.session_id)
         try:
             directory: Any = ray.get_actor(DIRECTORY, namespace=self._address.namespace)
-            return await directory.place_rows.remote(
-                session_ids, plan.spec, alone=plan.needs_own_server, tools=plan.tools
-            )
+            return await directory.place_rows.remote(session_ids, plan.spec, alone=plan.needs_own_server, tools=tools)
         except ValueError as exc:
             raise RuntimeGone from exc
         except ray.exceptions.RayError as exc:

@@ -60,7 +60,7 @@ class Runtime(RuntimeData, RuntimeOverview):
             self._wait(self._declare(providers, routers))
 
     async def _declare(self, providers: dict[str, ProviderDeclaration], routers: dict[str, RouterOptions]) -> None:
-        settings = await self._ask(self._directory.settings.remote())
+        settings = await self.asettings()
         merged = {**settings["providers"], **providers}, {**settings["routers"], **routers}
         namespace = self._address.namespace
         for answer in await asyncio.to_thread(
@@ -130,7 +130,7 @@ class Runtime(RuntimeData, RuntimeOverview):
     async def _check_provider(self, name: str | None) -> None:
         if name is None:
             return
-        settings = await self._ask(self._directory.settings.remote())
+        settings = await self.asettings()
         known = {*BUILT_IN_DECLARATIONS, *settings["providers"], *settings["routers"]}
         if name not in known:
             raise ValidationError(

@@ -52,6 +52,15 @@ class RuntimeConnection:
         return self._address.data_dir
 
     @property
+    def address(self) -> RuntimeAddress:
+        """All that another process of the cluster needs to find its actors."""
+        return self._address
+
+    async def asettings(self) -> dict[str, Any]:
+        """What its session servers go by: providers, routers, default_provider, max_input_bytes ..."""
+        return await self._ask(self._directory.settings.remote())
+
+    @property
     def is_alive(self) -> bool:
         """Whether this process is connected to it, and its store and directory are not gone for good."""
         if self._ended or not ray.is_initialized() or not _same_cluster(self._address):
@@ -136,6 +145,10 @@ class RuntimeConnection:
             return await answer
         except (ray.exceptions.RayError, ConnectionError) as exc:
             raise_bare(exc)
+
+    def wait(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+        """Run what is asked of this runtime to its end, on its own loop: for callers without one."""
+        return self._wait(work)
 
     def _wait(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
         """Run it to its end on this runtime's own loop, whatever loop the calling thread may be in."""

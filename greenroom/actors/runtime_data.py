@@ -7,6 +7,7 @@ from typing import Any
 
 from ..adapters.data_dir import prepare_backup
 from ..adapters.query_rows import DEFAULT_QUERY_LIMIT, unpack_rows
+from ..domain.batch_row import LedgerEntry
 from ..domain.verification import Verification
 from .runtime_connection import RuntimeConnection
 from .session_handle import SessionHandle
@@ -14,6 +15,14 @@ from .session_handle import SessionHandle
 
 class RuntimeData(RuntimeConnection):
     """What a runtime does with what is kept."""
+
+    async def aledger(self, session_ids: Sequence[str]) -> dict[str, LedgerEntry]:
+        """Those of the sessions that there are, with all their runs: what became of rows of a batch."""
+        return await self._ask(self._stores.ledger(session_ids))
+
+    async def arow_counts(self, tag: str) -> dict[str, int]:
+        """How many of the sessions with this tag there are in each status."""
+        return await self._ask(self._stores.row_counts(tag))
 
     async def averify_session(self, session_id: str) -> Verification:
         """Read the session's whole log from the disk and prove it; `.ok` is true only when it is intact."""

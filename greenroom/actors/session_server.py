@@ -62,8 +62,6 @@ _LOOK_AROUND_AFTER_S = 1.0
 
 _LEFT_SESSIONS = 16
 """After so many sessions have left, what they leave in memory is collected."""
-_LEFT_ROWS = 512
-"""The same, for rows of batches: a look at what came since the last one takes some milliseconds."""
 _FORWARD_RETRY_S = 0.05
 
 
@@ -273,9 +271,8 @@ class SessionServer:
 
     async def _let_go(self, live: LiveSession) -> None:
         await live.aclose()
-        self._left += 1
-        limit = _LEFT_SESSIONS if live.session.row is None else _LEFT_ROWS
-        if self._left >= limit:  # by itself the collector, which is told to be lazy, would come much later
+        self._left += live.session.row is None  # rows come and go all the time: the collector's own turns see to them
+        if self._left >= _LEFT_SESSIONS:  # by itself the collector, which is told to be lazy, would come much later
             self._left = 0
             gc.collect()
 
@@ -435,7 +432,7 @@ class SessionServer:
         return await self.execute_row(row.session_id, row_call_id(row.session_id), row, plan)
 
     async def _begin_rows(
-        self, specs: Mapping[str, SessionSpec], providers: ProviderSet, tools: Toolbox
+        self, specs: Mapping[str, SessionSpec], providers: ProviderSet, tools: Callable[[str], Toolbox]
     ) -> dict[str, LiveSession]:
         begun = await self._activation.begin(
             {session_id: spec for session_id, spec in specs.items() if session_id not in self._live},

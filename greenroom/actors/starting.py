@@ -1,6 +1,7 @@
 """start(): the one place where everything is wired. Joins the runtime of a data_dir, or starts it."""
 
 import hashlib
+import os
 import secrets
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -16,7 +17,13 @@ from ..adapters.data_dir import MEMORY_DATA_DIR, recorded_shards
 from ..adapters.providers.registry import BUILT_IN_DECLARATIONS
 from ..adapters.session_homes import homes_folder
 from ..adapters.settings import Settings, load_settings
-from ..domain.errors import GreenroomError, InvalidOperation, StorageConnectionFailed, ValidationError
+from ..domain.errors import (
+    GreenroomError,
+    InvalidOperation,
+    RuntimeGone,
+    StorageConnectionFailed,
+    ValidationError,
+)
 from ..domain.policy import OnViolation
 from . import ray_cluster
 from .account_actors import SHARED_ACTOR
@@ -139,6 +146,7 @@ def _connect(ray_address: str | None, *, auth_mode: str | None = None) -> bool:
     if ray.is_initialized():
         ray_cluster.quiet()
         return False
+    ray_address = ray_address or os.environ.get("RAY_ADDRESS")  # set where a job was submitted to a cluster
     if ray_address is None:
         ray_cluster.start_cluster()
         return True
@@ -154,6 +162,32 @@ def _connect(ray_address: str | None, *, auth_mode: str | None = None) -> bool:
 
 def _namespace(data_dir: Path) -> str:
     return "greenroom-" + hashlib.sha256(str(data_dir).encode()).hexdigest()[:16]
+
+
+def joined(namespace: str | None = None) -> Runtime:
+    """A runtime of the cluster that this process is connected to: the one in this namespace, or the only one there is.
+    RuntimeGone where there is none, ValidationError where there are several."""
+    if namespace is None:
+        names: list[dict[str, str]] = ray.util.list_named_actors(all_namespaces=True)
+        namespaces = sorted({one["namespace"] for one in names if one["name"] == DIRECTORY})
+        if len(namespaces) > 1:
+            raise ValidationError(
+                f"There are several runtimes on this cluster ({', '.join(namespaces)}); say which with data_dir.",
+                details={"field": "data_dir"},
+            )
+        namespace = namespaces[0] if namespaces else ""
+    try:
+        directory: Any = ray.get_actor(DIRECTORY, namespace=namespace)
+        address: RuntimeAddress = _ask(directory.address.remote())
+        stores = [ray.get_actor(event_store_name(shard), namespace=namespace) for shard in range(address.shards)]
+    except ValueError as exc:
+        raise RuntimeGone("There is no runtime on this cluster; call greenroom.start() first.") from exc
+    return Runtime(address, stores=StoreShards(stores), directory=directory, owns_ray=False)
+
+
+def runtime_namespace(data_dir: str) -> str:
+    """The Ray namespace of the runtime on this data_dir."""
+    return _namespace(Path(data_dir).expanduser().resolve())
 
 
 def _wire(address: RuntimeAddress, settings: Settings, *, owns_ray: bool) -> Runtime:

@@ -9,6 +9,7 @@ import ray.exceptions
 
 from ..adapters.event_log_client import EventLogClient
 from ..adapters.sharded_event_log import ShardedEventLog
+from ..domain.batch_row import LedgerEntry
 from ..domain.event_log import EventLog
 from ..domain.run import Run
 from ..domain.session import Session
@@ -55,12 +56,26 @@ class StoreShards:
 
     async def save_tools(self, session_ids: Sequence[str], tools: bytes) -> None:
         """Keep the same tools for all of the sessions, each where it is."""
+        await self._ask_parts("save_tools_of_all", session_ids, tools)
+
+    async def ledger(self, session_ids: Sequence[str]) -> dict[str, LedgerEntry]:
+        """Those of the sessions that there are, with their runs."""
+        answers: list[dict[str, LedgerEntry]] = await self._ask_parts("ledger", session_ids)
+        return {session_id: entry for answer in answers for session_id, entry in answer.items()}
+
+    async def row_counts(self, tag: str) -> dict[str, int]:
+        """How many of the sessions with this tag there are in each status."""
+        found: Counter[str] = Counter()
+        for answer in await self.ask_all("row_counts", tag):
+            found.update(answer)
+        return dict(found)
+
+    async def _ask_parts(self, method: str, session_ids: Sequence[str], *args: Any) -> list[Any]:
+        """The answers of those who have some of the sessions, each asked for its own."""
         parts: dict[int, list[str]] = {}
         for session_id in session_ids:
             parts.setdefault(shard_of(session_id, len(self.actors)), []).append(session_id)
-        await asyncio.gather(
-            *(_answer(self.actors[shard], "save_tools_of_all", ids, tools) for shard, ids in parts.items())
-        )
+        return await asyncio.gather(*(_answer(self.actors[shard], method, ids, *args) for shard, ids in parts.items()))
 
     async def list_sessions(self, filters: dict[str, Any]) -> list[Session]:
         """A page over all shards, in the order of ids."""

@@ -84,6 +84,8 @@ class Submissions:
     def options(self, given: object) -> RunOptions:
         """The run's options; the same object for the same options, since parsing them costs as much as a short run."""
         defaults = self._session.run_defaults
+        if isinstance(given, RunOptions) and not defaults:
+            return given
         try:
             key: bytes = msgpack.packb(given)
         except (TypeError, ValueError, OverflowError):  # a RunOptions, or what parsing will refuse

@@ -17,6 +17,11 @@ def pack_toolbox(tools: Sequence[ToolLike]) -> bytes | None:
     return msgpack.packb(packed) if packed else None
 
 
+def join_toolboxes(packed: Sequence[bytes]) -> bytes:
+    """The tools of all of them as one."""
+    return msgpack.packb([tool for one in packed for tool in msgpack.unpackb(one)])
+
+
 def unpack_toolbox(packed: bytes) -> CallableToolbox:
     """The tools again; one that cannot be restored answers tool_not_found."""
     return unpack_tools(msgpack.unpackb(packed))

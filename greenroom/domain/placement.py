@@ -37,7 +37,7 @@ class Need(NamedTuple):
 
 ANY = Need()
 
-ROWS_PER_SERVER = 32
+ROWS_PER_SERVER = 256
 """Rows of batches that share a server: what a crash interrupts at most, against 60 MB of memory for each server."""
 
 

@@ -5,6 +5,9 @@ from datetime import datetime
 from .errors import Cancelled, DeadlineExceeded, GreenroomError, error_from_record
 from .run import Run, RunResult, RunStatus
 
+KEPT_OF_FAILURES = ("output", "token_usage", "cost_usd")
+"""What the details of the error tell of a run that did not complete, where there is any."""
+
 
 def outcome_of(run: Run) -> RunResult | GreenroomError:
     """The result of a completed run, or the error that its await raises. The run has ended."""
@@ -29,9 +32,13 @@ def outcome_of(run: Run) -> RunResult | GreenroomError:
             routing=run.routing,
             last_seq=run.last_seq,
         )
-    details: dict[str, object] = {"run_id": run.id, "session_id": run.session_id, "last_seq": run.last_seq}
-    if run.output is not None:
-        details["output"] = run.output
+    details: dict[str, object] = {
+        "run_id": run.id,
+        "session_id": run.session_id,
+        "last_seq": run.last_seq,
+        "attempts": run.attempt,
+    }
+    details |= {name: value for name in KEPT_OF_FAILURES if (value := getattr(run, name)) not in (None, {})}
     if run.status is RunStatus.CANCELLED:
         return cancelled_error(details, run.stop_reason)
     if run.status is RunStatus.TIMEOUT:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ...domain.artifact_store import ArtifactStore
+from ...domain.batch_row import LedgerEntry
 from ...domain.errors import (
     AlreadyExists,
     GreenroomError,
@@ -422,6 +423,14 @@ class DuckDBEventStore:
     async def has_jobs(self) -> bool:
         """Whether there are, or were, batches."""
         return await self._records(lambda tables: tables.has_jobs())
+
+    async def ledger(self, session_ids: Sequence[str]) -> dict[str, LedgerEntry]:
+        """Those of the sessions that there are, with their runs: what became of rows of a batch."""
+        return await self._records(lambda tables: tables.ledger(session_ids))
+
+    async def row_counts(self, tag: str) -> dict[str, int]:
+        """How many of the sessions with this tag there are in each status."""
+        return await self._records(lambda tables: tables.row_counts(tag))
 
     async def tools(self, session_id: str) -> bytes | None:
         """The packed tools; they are no part of the log, so nothing has to be folded first."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import duckdb
 
-from ...domain.batch_row import JOB_PREFIX
+from ...domain.batch_row import JOB_PREFIX, LedgerEntry
 from ...domain.errors import InvalidTransition
 from ...domain.event import Event, EventType, to_microseconds
 from ...domain.record_projection import changes_session, fold_run, fold_session
@@ -61,6 +61,11 @@ _STATUS_COUNTS = {
     "sessions": "SELECT status, count(*) FROM sessions GROUP BY ALL",
     "runs": "SELECT status, count(*) FROM runs GROUP BY ALL",
 }
+_LEDGER_SESSIONS = "SELECT session_id, record FROM sessions WHERE session_id IN (SELECT unnest(?::VARCHAR[]))"
+_LEDGER_RUNS = """
+    SELECT session_id, record FROM runs WHERE session_id IN (SELECT unnest(?::VARCHAR[])) ORDER BY queued_seq
+"""
+_ROW_COUNTS = "SELECT status, count(*) FROM sessions WHERE list_contains(tags, ?) GROUP BY ALL"
 _JOBS = "SELECT 1 FROM sessions WHERE starts_with(session_id, ?) LIMIT 1"
 _COUNTS = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM runs)"
 
@@ -353,6 +358,23 @@ class RecordTables:
                 self._connection.execute(statement, [session_id])
         for run_id in [run_id for run_id, run in self._open_runs.items() if run.session_id == session_id]:
             del self._open_runs[run_id]
+
+    def ledger(self, session_ids: Sequence[str]) -> dict[str, LedgerEntry]:
+        """Those of the sessions that there are, with their runs."""
+        ids = [list(session_ids)]
+        sessions = self._connection.execute(_LEDGER_SESSIONS, ids).fetchall()
+        runs: dict[str, list[Run]] = {session_id: [] for session_id, _ in sessions}
+        for session_id, record in self._connection.execute(_LEDGER_RUNS, ids).fetchall():
+            if session_id in runs:
+                runs[session_id].append(Run.from_dict(json.loads(record)))
+        return {
+            session_id: LedgerEntry(Session.from_dict(json.loads(record)), tuple(runs[session_id]))
+            for session_id, record in sessions
+        }
+
+    def row_counts(self, tag: str) -> dict[str, int]:
+        """How many of the sessions with this tag there are in each status."""
+        return dict(self._connection.execute(_ROW_COUNTS, [tag]).fetchall())
 
     def counts(self) -> tuple[int, int]:
         """How many sessions and runs there are."""
