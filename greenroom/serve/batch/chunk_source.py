@@ -9,9 +9,6 @@ from ray.data.block import BlockMetadata
 from ...adapters.batch.own_columns import Columns, table_of
 from ...adapters.batch.source_files import Chunk, read_chunk
 
-_TASK_CPUS = 0.1
-"""Reading some kilobytes is not worth a whole CPU of Ray's count."""
-
 
 class ChunkSource(ray.data.Datasource):
     """The rows of chunks, with these columns."""
@@ -45,6 +42,4 @@ def _read_task(chunk: Chunk, columns: Columns, limit: int | None) -> Any:
 def dataset_of(chunks: Sequence[Chunk], columns: Columns) -> Any:
     """The rows as a Dataset, a block for each chunk."""
     read: Any = ray.data.read_datasource  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    return read(
-        ChunkSource(chunks, columns), override_num_blocks=max(1, len(chunks)), ray_remote_args={"num_cpus": _TASK_CPUS}
-    )
+    return read(ChunkSource(chunks, columns), override_num_blocks=max(1, len(chunks)))

@@ -182,7 +182,6 @@ class Batch:
                 size=runners, max_tasks_in_flight_per_actor=calls + 1, max_concurrent_calls_per_actor=calls
             ),
             num_cpus=0,
-            scheduling_strategy="SPREAD",
             fn_constructor_kwargs={"setup": setup},
         )
         if self.output is None:
@@ -191,7 +190,7 @@ class Batch:
             write_jsonl(_tables(rows), self.output.begin(), columns=setup.columns, prefix=setup.prefix, see=summary.see)
         else:
             path = self.output.begin()
-            rows.write_parquet(str(path), min_rows_per_file=MIN_ROWS_PER_FILE, ray_remote_args={"num_cpus": 0})
+            rows.write_parquet(str(path), min_rows_per_file=MIN_ROWS_PER_FILE)
             results_in(path, prefix=setup.prefix, see=summary.see)
 
     def _wait(self, work: threading.Thread, progress: Callable[[Progress], None] | None) -> Progress | None:

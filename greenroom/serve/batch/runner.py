@@ -90,6 +90,7 @@ class BatchRunner:
             return table
         rows = cast("list[dict[str, Any]]", table.to_pylist())
         results = await self._results(rows)
+        await self._say()  # so that what is said last is right
         done = [place for place, result in enumerate(results) if result is not None]
         marks = (ROW_ERROR,) if self._own().keeps_numbers else (ROW_ERROR, ROW_NUMBER)
         table = table.drop_columns([name for name in marks if name in table.column_names])
@@ -137,13 +138,18 @@ class BatchRunner:
         """Say how far it is, and hear whether to stop, for as long as the process lives."""
         while self._job is not None:
             try:
-                stop: Stop = await self._job.report.remote(self._name, self._counts)
+                await self._say()
             except ray.exceptions.RayError:
                 return  # whoever drives the job has gone, and takes this process along
-            if stop is Stop.CANCEL and self._stop is not Stop.CANCEL:
-                await self._cancel_all()
-            self._stop = stop
             await asyncio.sleep(REPORT_S)
+
+    async def _say(self) -> None:
+        if self._job is None:
+            return
+        stop: Stop = await self._job.report.remote(self._name, self._counts)
+        if stop is Stop.CANCEL and self._stop is not Stop.CANCEL:
+            await self._cancel_all()
+        self._stop = stop if self._stop is not Stop.CANCEL else self._stop
 
     async def _cancel_all(self) -> None:
         handles = [self._runtime.handle(session_id) for session_id in self._under_way]
