@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .adapters.settings import Settings as Settings
     from .adapters.tool_definition import tool as tool
     from .domain.account import AccountState as AccountState
+    from .domain.batch_options import BatchOptions as BatchOptions
+    from .domain.batch_summary import BatchSummary as BatchSummary
     from .domain.budget import BudgetState as BudgetState
     from .domain.budget_options import BudgetOptions as BudgetOptions
     from .domain.capability import Capability as Capability, CapabilityType as CapabilityType
@@ -104,6 +106,8 @@ if TYPE_CHECKING:
     from .domain.session import Session as Session, SessionState as SessionState, SessionStatus as SessionStatus
     from .domain.token_usage import TokenUsage as TokenUsage
     from .domain.tool import ToolOutcome as ToolOutcome
+    from .serve.batch.job import batch as batch
+    from .serve.batch.runner import BatchRunner as BatchRunner
     from .serve.client import (
         AsyncClient as AsyncClient,
         AsyncClientSession as AsyncClientSession,
@@ -137,6 +141,10 @@ _HOMES = {
     "domain.session": ("Session", "SessionState", "SessionStatus"),
     "domain.token_usage": ("TokenUsage",),
     "domain.tool": ("ToolOutcome",),
+    "domain.batch_options": ("BatchOptions",),
+    "domain.batch_summary": ("BatchSummary",),
+    "serve.batch.job": ("batch",),
+    "serve.batch.runner": ("BatchRunner",),
     "serve.client": ("AsyncClient", "AsyncClientSession", "Client", "ClientSession"),
     "domain.errors": (
         "AlreadyExists",
@@ -214,6 +222,9 @@ __all__ = [
     "ApprovalDenied",
     "AsyncClient",
     "AsyncClientSession",
+    "BatchOptions",
+    "BatchRunner",
+    "BatchSummary",
     "BudgetExceeded",
     "BudgetOptions",
     "BudgetState",
@@ -304,6 +315,7 @@ __all__ = [
     "UnknownError",
     "ValidationError",
     "WriterFenced",
+    "batch",
     "start",
     "tool",
 ]

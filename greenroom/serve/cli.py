@@ -10,6 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from .cli_background import down, hold_runtime, up
+from .cli_batch import batch
 from .cli_control import approvals, approve, deny, pause, resume, steer
 from .cli_data import backup, compact, delete, export, import_, restore, verify
 from .cli_doctor import doctor
@@ -37,6 +38,7 @@ app = typer.Typer(
 for command in (up, down, serve, demo, run, sessions, show, events, cancel, interrupt, providers, doctor):
     app.command()(command)
 app.add_typer(keys, name="keys")
+app.add_typer(batch, name="batch")
 for command in (steer, pause, resume, approvals, approve, deny):
     app.command()(command)
 for command in (query, export, verify, delete, compact, backup, restore):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -29,6 +29,7 @@ from ...adapters.batch.own_columns import (
     values_of,
 )
 from ...adapters.batch.source_files import Chunk, Format, SourceFiles, SourceRow, chunks_of, find_files
+from ...adapters.native_stderr import RAY_LOG_LINE, native_lines_dropped
 from ...adapters.option_parsing import parse_options
 from ...domain.batch_input import DEFAULT_KEY
 from ...domain.batch_options import BatchOptions
@@ -38,6 +39,9 @@ from ...domain.batch_summary import BatchSummary
 from ...domain.errors import AlreadyExists, ValidationError
 from .runner import BatchRunner
 from .setup import Setup, job_name, prepare, refuse_same_columns
+
+if TYPE_CHECKING:
+    from .dry_run import DryRun
 
 MAX_ROWS_PER_BLOCK = 1_000
 ROWS_PER_RUNNER = 512
@@ -73,13 +77,11 @@ class Batch:
         options: BatchOptions,
         tools: Sequence[Any] = (),
         split: str | None = None,
-        runtime: Runtime | None = None,
     ) -> None:
         self._given = source
         self._split = split
         self._options = options
         self._tools = tools
-        self._runtime = runtime
         self._job: Any = None
         self._job_name = options.job or (
             job_name(str(output)) if output is not None else f"batch-{os.getpid()}-{time.time_ns():x}"
@@ -91,14 +93,13 @@ class Batch:
         """The name of the job."""
         return self._job_name
 
-    def run(self, progress: Callable[[Progress], None] | None = None) -> BatchSummary:
+    def run(self, runtime: Runtime, progress: Callable[[Progress], None] | None = None) -> BatchSummary:
         """Do it. `progress` is called twice a second. A KeyboardInterrupt lets what is under way end and nothing else
         begin; a second one cancels that; what is done is written in any case."""
         began = time.monotonic()
-        runners = max(1, math.ceil(self._options.concurrency / ROWS_PER_RUNNER))
-        source = find_source(self._given, options=self._options, split=self._split, rows=self._rows_per_block(runners))
+        runners = self._runners()
+        source = self._source()
         refuse_same_columns(source.names, [self._options.prefix + name for name in RESULT_COLUMNS])
-        runtime = self._runtime or start()
         self._job = self._claim(runtime, source)
         try:
             setup = self._prepared(runtime, source, runners)
@@ -109,8 +110,9 @@ class Batch:
             )
             work = threading.Thread(target=self._guarded, args=(source, setup, runners, summary), daemon=True)
             self._error: BaseException | None = None
-            work.start()
-            last = self._wait(work, progress)
+            with native_lines_dropped(RAY_LOG_LINE):  # of how Ray Data starts its actors
+                work.start()
+                last = self._wait(work, progress)
             if self._error is not None:
                 raise self._error
             return self._finished(summary, last, time.monotonic() - began)
@@ -122,8 +124,23 @@ class Batch:
         if self._job is not None:
             self._job.stop.remote(stop, reason)
 
-    def _rows_per_block(self, runners: int) -> int:
-        return max(16, min(MAX_ROWS_PER_BLOCK, math.ceil(self._options.concurrency / runners / 2)))
+    def dry_run(self, runtime: Runtime) -> "DryRun":
+        """Say what would be done; nothing changes."""
+        from .dry_run import dry_run  # noqa: PLC0415  few ask
+
+        source = self._source()
+        refuse_same_columns(source.names, [self._options.prefix + name for name in RESULT_COLUMNS])
+        with quiet_data():
+            return dry_run(runtime, source.dataset, self._prepared(runtime, source, 1, begins=False))
+
+    def _source(self) -> Source:
+        return find_source(self._given, options=self._options, split=self._split, rows=self._rows_per_block())
+
+    def _runners(self) -> int:
+        return max(1, math.ceil(self._options.concurrency / ROWS_PER_RUNNER))
+
+    def _rows_per_block(self) -> int:
+        return max(16, min(MAX_ROWS_PER_BLOCK, math.ceil(self._options.concurrency / self._runners() / 2)))
 
     def _claim(self, runtime: Runtime, source: Source) -> Any:
         """The job is this process's from now on. AlreadyExists while another one drives it."""
@@ -149,7 +166,7 @@ class Batch:
                 )
             time.sleep(_LOOK_S)
 
-    def _prepared(self, runtime: Runtime, source: Source, runners: int) -> Setup:
+    def _prepared(self, runtime: Runtime, source: Source, runners: int, *, begins: bool = True) -> Setup:
         preparing = prepare(
             runtime,
             self._options,
@@ -159,6 +176,7 @@ class Batch:
             now_ms=time.time_ns() // 1_000_000,
             slots=math.ceil(self._options.concurrency / runners),
             columns=source.columns,
+            begins=begins,
         )
         return replace(runtime.wait(preparing), keeps_numbers=self.output is None or self.output.is_jsonl)
 
@@ -173,7 +191,7 @@ class Batch:
 
     def _execute(self, source: Source, setup: Setup, runners: int, summary: BatchSummary) -> None:
         data: Any = extra_module("ray.data")
-        calls = 2 + math.ceil(setup.slots / self._rows_per_block(runners))
+        calls = 2 + math.ceil(setup.slots / self._rows_per_block())
         rows = source.dataset.map_batches(
             BatchRunner,
             batch_size=None,
@@ -249,7 +267,7 @@ def batch(
     while the job is under way elsewhere.
     """
     parsed = parse_options(BatchOptions, options, field="batch")
-    return Batch(source, output, options=parsed, tools=tools, split=split, runtime=runtime).run(progress)
+    return Batch(source, output, options=parsed, tools=tools, split=split).run(runtime or start(), progress)
 
 
 # Sources

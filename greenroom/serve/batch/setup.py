@@ -74,9 +74,10 @@ async def prepare(
     now_ms: int,
     slots: int,
     columns: Columns | None,
+    begins: bool = True,
 ) -> Setup:
     """Check everything that can be checked, and find the job or begin it. ValidationError and its like; nothing has
-    changed then."""
+    changed then. Without `begins` nothing changes at all."""
     settings = await runtime.asettings()
     provider = options.provider or settings["default_provider"]
     providers = ProviderSet(settings["providers"], settings["routers"])
@@ -86,7 +87,11 @@ async def prepare(
     if providers.router(provider) is None:
         providers.check(provider, parsed)
     packed = _packed(tools)
-    session, is_new = await _job_session(runtime, job, options, about)
+    if begins:
+        session, is_new = await _job_session(runtime, job, options, about)
+    else:
+        session = await find_job(runtime, job) if options.resume else None
+        is_new = session is None
     metadata = {**options.metadata, **({TENANT: options.tenant} if options.tenant else {})}
     require_json_safe(metadata, field="batch.metadata")
     spec = parse_options(
@@ -97,7 +102,7 @@ async def prepare(
             "context": {"system_prompt": options.system_prompt} if options.system_prompt else {},
             "metadata": metadata,
             "tags": (job_tag(job), *options.tags),
-            "parent_session_id": session.id,
+            "parent_session_id": session.id if session else None,
         },
         field="batch",
     )
@@ -123,7 +128,7 @@ async def prepare(
         columns=columns,
         prefix=options.prefix,
         slots=slots,
-        started_ms=round(session.created_at.timestamp() * 1_000),
+        started_ms=round(session.created_at.timestamp() * 1_000) if session else 0,
         is_new=is_new,
         retry_failed_before_ms=now_ms if options.retry_failed else None,
         max_input_bytes=settings["max_input_bytes"],
