@@ -276,7 +276,7 @@ class Account:
         wait_s = self.circuit.wait_s(now_s, early=ask.early)
         if wait_s != 0.0:
             return Refusal(WaitReason.CIRCUIT_OPEN, wait_s)
-        wait_s = self.budget.wait_s(ask.input_tokens, round(self._expected_output), now_s)
+        wait_s = self.budget.wait_s(ask.input_tokens, round(self._expected_output), now_s, priority=ask.priority)
         if wait_s is None:
             return Refusal(WaitReason.CONCURRENCY, None)
         if wait_s == 0.0:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 from .errors import ValidationError
+from .priority import unhurried, usable
 
 _MINUTE_S = 60.0
 
@@ -94,13 +95,18 @@ class RateBudget:
         is_paused = self._slow_limit is not None or self._paused_until_s > now_s
         return self.options.max_concurrent is None and not is_paused and not any(buckets)
 
-    def wait_s(self, input_tokens: int, output_tokens: int, now_s: float) -> float | None:
-        """How long until an attempt that is thought to need so much may begin; 0: now. None: when another has ended."""
+    def wait_s(self, input_tokens: int, output_tokens: int, now_s: float, *, priority: int = 0) -> float | None:
+        """How long until an attempt that is thought to need so much may begin; 0: now. None: when another has ended.
+        What those of a priority below 0 leave to others: see `priority`."""
         limits = [limit for limit in (self._slow_limit, self.options.max_concurrent) if limit is not None]
-        if limits and self.under_way >= min(limits):
+        if limits and self.under_way >= usable(min(limits), priority):
             return None
         wants = ((self._requests, 1), (self._input, input_tokens), (self._output, output_tokens))
-        waits = [bucket.wait_s(amount, now_s) for bucket, amount in wants if bucket is not None]
+        waits = [
+            bucket.wait_s(amount + unhurried(bucket.per_minute, priority), now_s)
+            for bucket, amount in wants
+            if bucket is not None
+        ]
         return max([self._paused_until_s - now_s, 0.0, *waits])
 
     def begin(self, input_tokens: int, output_tokens: int, now_s: float) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from .amount import UNKNOWN, Amount
 from .budget import BudgetAnswer, BudgetDecision, BudgetTree
 from .budget_options import BudgetOptions
+from .priority import usable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,8 @@ class Slot:
 
 
 class SlotTable:
-    """Grants slots in the order of priority, and within one in the order in which they were asked for.
+    """Grants slots in the order of priority, and within one in the order in which they were asked for. Runs of a
+    priority below 0 leave a tenth of each limit to others.
 
     One whose provider or tenant is at its limit does not hold up the others. Sessions ask only for the run that is next
     in their queue, so no session fills the line, which is never longer than there are live sessions.
@@ -86,9 +88,9 @@ class SlotTable:
         answered: list[tuple[str, BudgetDecision]] = []
         saving: set[str] = set()  # scopes in which somebody waits for more than is left: those behind do not take it
         for run_id in self._line_in_order():
-            if self.limits.total is not None and len(self._held) >= self.limits.total:
-                break
             slot = self._line[run_id][2]
+            if self.limits.total is not None and len(self._held) >= usable(self.limits.total, slot.priority):
+                break  # those behind it have no higher priority
             if not self._fits(slot) or not saving.isdisjoint(slot.scopes):
                 continue
             decision = self._budgeted(slot)
@@ -134,11 +136,11 @@ class SlotTable:
 
     def _fits(self, slot: Slot) -> bool:
         of_provider = self.limits.per_provider.get(slot.provider)
-        if of_provider is not None and self._providers[slot.provider] >= of_provider:
+        if of_provider is not None and self._providers[slot.provider] >= usable(of_provider, slot.priority):
             return False
-        return (
-            slot.tenant is None or self.limits.per_tenant is None or self._tenants[slot.tenant] < self.limits.per_tenant
-        )
+        if slot.tenant is None or self.limits.per_tenant is None:
+            return True
+        return self._tenants[slot.tenant] < usable(self.limits.per_tenant, slot.priority)
 
     def _budgeted(self, slot: Slot) -> BudgetDecision:
         scopes = [scope for scope in slot.scopes if scope not in slot.beyond]

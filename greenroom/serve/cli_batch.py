@@ -149,9 +149,10 @@ def _parsed(options: str | None) -> dict[str, Any]:
 
 
 def _run_shown(made: "Batch", runtime: "Runtime") -> "BatchSummary":
+    from ..adapters.native_stderr import RAY_LOG_LINE, native_lines_dropped  # noqa: PLC0415
     from .batch.progress import shown  # noqa: PLC0415
 
-    with shown(sys.stderr, runtime.accounts) as show:
+    with native_lines_dropped(RAY_LOG_LINE), shown(sys.stderr, runtime.accounts) as show:
         return made.run(runtime, show)
 
 
