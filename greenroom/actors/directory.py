@@ -303,7 +303,13 @@ class Directory:
     # Rows of batches
 
     async def place_rows(
-        self, session_ids: Sequence[str], spec: SessionSpec, *, alone: bool, tools: Mapping[bytes, Sequence[str]]
+        self,
+        session_ids: Sequence[str],
+        spec: SessionSpec,
+        *,
+        alone: bool,
+        per_server: int,
+        tools: Mapping[bytes, Sequence[str]],
     ) -> list[tuple[Any, list[str]]]:
         """Servers for rows of a batch, as many of them as find a place now, from the first on, and one at least: if
         there is none, this waits for it. The servers make the sessions; who gives them nothing to do loses the places.
@@ -316,7 +322,7 @@ class Directory:
         self._has_rows = True
         for packed, owners in tools.items():
             await self._stores.save_tools(owners, packed)
-        need = Need(alone, self._groups_of(spec), Pool.ROWS)
+        need = Need(alone, self._groups_of(spec), Pool.ROWS, per_server)
         placed: dict[str, list[str]] = {}
         for session_id in session_ids:
             name = await self._server_of(session_id, is_new=True) or self._pool.claim_now(session_id, need)

@@ -18,7 +18,7 @@ from .run_outcomes import Outcome
 
 _log = get_logger(__name__)
 
-MAX_TOGETHER = 256
+MAX_TOGETHER = 128
 """Rows that are placed with one call. Each call costs a round trip to the Directory and one to each server."""
 
 _RETRY_S = 0.2
@@ -86,7 +86,13 @@ class RowSender:
                 tools.setdefault(row.tools, []).append(row.session_id)
         try:
             directory: Any = ray.get_actor(DIRECTORY, namespace=self._address.namespace)
-            return await directory.place_rows.remote(session_ids, plan.spec, alone=plan.needs_own_server, tools=tools)
+            return await directory.place_rows.remote(
+                session_ids,
+                plan.spec,
+                alone=plan.needs_own_server,
+                per_server=plan.per_server,
+                tools=tools,
+            )
         except ValueError as exc:
             raise RuntimeGone from exc
         except ray.exceptions.RayError as exc:

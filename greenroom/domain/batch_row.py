@@ -42,6 +42,8 @@ class RowsPlan:
     """Options of the runs, as they were given."""
     needs_own_server: bool
     """Its provider starts processes, so each of its sessions has a server of its own."""
+    per_server: int
+    """How many of its sessions share a server at most."""
     stops_at_failure: bool
     """Whether the turns after one that failed are not carried out: they go on from what it said."""
 

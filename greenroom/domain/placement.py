@@ -33,12 +33,14 @@ class Need(NamedTuple):
     groups: tuple[SessionGroup, ...] = ()
     """The limited groups that it belongs to."""
     pool: Pool = Pool.SESSIONS
+    per_server: int | None = None
+    """How many that need the same may share a server at most; None: as many as the pool lets."""
 
 
 ANY = Need()
 
-ROWS_PER_SERVER = 256
-"""Rows of batches that share a server: what a crash interrupts at most, against 60 MB of memory for each server."""
+ROWS_PER_SERVER = 128
+"""Rows of batches that share a server at most: what a crash interrupts, against 60 MB of memory for each server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +178,8 @@ class Placement:
         load: Counter[str] = Counter()
         for server in self._servers.values():
             load[server.node_id] += len(server.sessions)
+        if need.pool is Pool.ROWS:  # so that all nodes have some
+            return min(able, key=lambda server: (load[server.node_id], -len(server.sessions))).name
         return min(able, key=lambda server: (-len(server.sessions), load[server.node_id])).name
 
     def _room_for_sessions(self) -> float:
@@ -193,7 +197,13 @@ class Placement:
             return True
         if need.alone or server.is_alone:
             return False
-        return server.pool is need.pool and len(server.sessions) < self._per_server[server.pool]
+        return server.pool is need.pool and len(server.sessions) < self._density(need)
+
+    def _density(self, need: Need) -> int:
+        if need.alone:
+            return 1
+        most = self._per_server[need.pool]
+        return most if need.per_server is None else min(most, need.per_server)
 
     def put(self, session_id: str, name: str, need: Need = ANY) -> None:
         """The server has the session now; what had it before has not."""
@@ -238,7 +248,7 @@ class Placement:
         for need, count in waiting.items():
             placeable = min(count, self.room_in(need.groups), room)
             room -= placeable
-            wanted[need.pool] += math.ceil(placeable / (1 if need.alone else self._per_server[need.pool]))
+            wanted[need.pool] += math.ceil(placeable / self._density(need))
         return sum(min(count, self._room_in_pool(pool)) for pool, count in wanted.items())
 
     def to_start(self, *, wanted: int, starting: int) -> int:

@@ -58,6 +58,8 @@ def opened_runtime(invocation: Invocation) -> Generator["Runtime"]:
     SIGTERM ends the command as Ctrl-C does.
     """
 
+    # Else a thread of Ray Data that is still at it when Ray has ended starts another one.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     from ..actors import ray_cluster  # noqa: PLC0415
     from ..actors.starting import start  # noqa: PLC0415
     from ..adapters.logs import log_to_stderr  # noqa: PLC0415

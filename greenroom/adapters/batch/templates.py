@@ -10,8 +10,9 @@ MAX_RENDERED_CHARACTERS = 16 * 1024 * 1024
 
 
 def renderer(template: str) -> Callable[[Mapping[str, Any]], str]:
-    """A function from a row's columns to text. What the template names and the row has not is an error of the row;
-    ValidationError if the template itself is wrong."""
+    """A function from a row's columns to text. What the template names and the row has not, or has as null, is an error
+    of the row, unless the template says otherwise (`{{ name | default("you") }}`). ValidationError if the template
+    itself is wrong."""
     from jinja2 import StrictUndefined, TemplateError  # noqa: PLC0415  few batches have a template
     from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
 
@@ -23,7 +24,7 @@ def renderer(template: str) -> Callable[[Mapping[str, Any]], str]:
 
     def render(values: Mapping[str, Any]) -> str:
         try:
-            return _bounded(compiled.generate(values))
+            return _bounded(compiled.generate({name: value for name, value in values.items() if value is not None}))
         except ValidationError:
             raise
         except Exception as exc:  # a template can raise whatever the values in it do

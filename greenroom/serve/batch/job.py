@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ from ...domain.batch_options import BatchOptions
 from ...domain.batch_progress import Progress, Stop
 from ...domain.batch_row import RESULT_COLUMNS
 from ...domain.batch_summary import BatchSummary
-from ...domain.errors import AlreadyExists, ValidationError
+from ...domain.errors import AlreadyExists, GreenroomError, InternalError, ValidationError
 from .runner import BatchRunner
 from .setup import Setup, job_name, prepare, refuse_same_columns
 
@@ -114,10 +114,11 @@ class Batch:
                 work.start()
                 last = self._wait(work, progress)
             if self._error is not None:
-                raise self._error
+                raise _translated(self._error)
             return self._finished(summary, last, time.monotonic() - began)
         finally:
-            ray.kill(self._job)
+            with suppress(*RAY_TROUBLE, ValueError):  # it may have gone with Ray
+                ray.kill(self._job)
 
     def stop(self, stop: Stop, reason: str) -> None:
         """End sooner than the rows do."""
@@ -412,6 +413,19 @@ def _kept(rows: Any, setup: Setup, summary: BatchSummary) -> list[dict[str, Any]
             own = values_of(row, setup.columns)
             found.append((number, {**own, **{setup.prefix + name: value for name, value in results.items()}}))
     return [row for _, row in sorted(found, key=lambda one: one[0])]
+
+
+def _translated(error: BaseException) -> BaseException:
+    """What went wrong in a pipeline, from under what Ray Data wraps around it."""
+    known: BaseException | None = error
+    while known is not None:
+        if isinstance(known, GreenroomError):
+            return type(known)(known.message, details=known.details)
+        known = getattr(known, "cause", None) or known.__cause__
+    if isinstance(error, RAY_TROUBLE):
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        return InternalError(f"The pipeline of the batch failed: {text[-1]}")
+    return error
 
 
 def _ask(answer: Any) -> Any:

@@ -224,35 +224,35 @@ class BatchRunner:
     async def _settle(
         self, unit: _Unit, work: RowWork, entries: Mapping[str, LedgerEntry], results: list[dict[str, Any] | None]
     ) -> None:
-        outcomes, found = await self._outcomes(unit, work, entries)
+        outcomes, session_id, found = await self._outcomes(unit, work, entries)
         if outcomes is None:
             return
         if self._own().session_column is None:
-            results[unit.places[0]] = self._ended(work.session_id, outcomes, found=found)
+            results[unit.places[0]] = self._ended(session_id, outcomes, found=found)
             return
         for place, outcome in zip(unit.places, outcomes, strict=True):
             if not _was_stopped(outcome):
-                results[place] = self._ended(work.session_id, [outcome], found=found)
+                results[place] = self._ended(session_id, [outcome], found=found)
 
     async def _outcomes(
         self, unit: _Unit, work: RowWork, entries: Mapping[str, LedgerEntry]
-    ) -> tuple[list[Outcome] | None, bool]:
-        """How the unit's runs ended, and whether they had before; None if it was not done."""
+    ) -> tuple[list[Outcome] | None, str, bool]:
+        """How the unit's runs ended, in which session, and whether they had before; None if it was not done."""
         attempt = 0
         entry = entries.get(work.session_id)
         while entry is not None and (known := entry.outcomes) is not None:
             if not self._is_done_over(entry, known):
-                return known, True
+                return known, work.session_id, True
             attempt += 1
             work = self._work(unit, attempt=attempt)
             entry = (await self._runtime.aledger([work.session_id])).get(work.session_id)
         async with self._slots:
             if self._stop is not Stop.NO:
-                return None, False
+                return None, work.session_id, False
             outcomes = await self._run(work)
         if outcomes is None or (self._own().session_column is None and any(map(_was_stopped, outcomes))):
-            return None, False
-        return outcomes, False
+            outcomes = None
+        return outcomes, work.session_id, False
 
     def _is_done_over(self, entry: LedgerEntry, outcomes: Sequence[Outcome]) -> bool:
         if any(map(_was_stopped, outcomes)):

@@ -1,17 +1,20 @@
 """What every process of a batch is given: the runtime, what the rows have in common, and which of them are known."""
 
 import hashlib
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from ...actors.address import RuntimeAddress
 from ...actors.provider_set import ProviderSet
 from ...actors.runtime import Runtime
 from ...adapters.batch.own_columns import Columns
-from ...adapters.batch.templates import template_text
+from ...adapters.batch.templates import renderer, template_text
 from ...adapters.json_safety import require_json_safe
 from ...adapters.option_parsing import parse_options
 from ...adapters.run_option_parsing import parse_run_options
@@ -19,6 +22,7 @@ from ...domain.batch_input import RowLayout
 from ...domain.batch_options import TURN_DEFAULTS, BatchOptions
 from ...domain.batch_row import JOB_PREFIX, RowsPlan
 from ...domain.errors import SessionNotFound, ValidationError
+from ...domain.placement import ROWS_PER_SERVER
 from ...domain.session import TENANT, Session, SessionSpec
 
 JOB = "greenroom.job"
@@ -59,6 +63,9 @@ class Setup:
         return {**TURN_DEFAULTS, **self.plan.options}
 
 
+_FEWEST_PER_SERVER = 8
+
+
 def job_tag(job: str) -> str:
     """The tag of the sessions of a job's rows."""
     return JOB_PREFIX + job
@@ -87,6 +94,9 @@ async def prepare(
     if providers.router(provider) is None:
         providers.check(provider, parsed)
     packed = _packed(tools)
+    template = None if options.template is None else template_text(options.template)
+    if template is not None:
+        renderer(template)  # ValidationError for one that is wrong
     if begins:
         session, is_new = await _job_session(runtime, job, options, about)
     else:
@@ -113,6 +123,7 @@ async def prepare(
             spec=spec,
             options=run_options,
             needs_own_server=needs_own,
+            per_server=_per_server(options.concurrency),
             stops_at_failure=options.session is None,
         ),
         layout=RowLayout(
@@ -121,7 +132,7 @@ async def prepare(
             turns=options.turns,
             has_template=options.template is not None,
         ),
-        template=None if options.template is None else template_text(options.template),
+        template=template,
         session_column=options.session,
         config={**options.config(), "provider": provider, "tools": sorted(packed)},
         tools=packed,
@@ -133,6 +144,13 @@ async def prepare(
         retry_failed_before_ms=now_ms if options.retry_failed else None,
         max_input_bytes=settings["max_input_bytes"],
     )
+
+
+def _per_server(concurrency: int) -> int:
+    """How many rows share a server: so many that each node has two servers, where there are several nodes."""
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    servers = 1 if nodes == 1 else 2 * nodes
+    return max(_FEWEST_PER_SERVER, min(ROWS_PER_SERVER, math.ceil(concurrency / servers)))
 
 
 def _packed(tools: Sequence[Any]) -> dict[str, bytes]:
