@@ -17,7 +17,7 @@ from rich.table import Table
 import greenroom
 from greenroom.actors import ray_cluster
 
-from . import agents, appends, http, lifecycle, sessions, store
+from . import agents, appends, batch, http, lifecycle, sessions, store
 from .measuring import Figure, save, start_pinger
 
 ROUNDS = 3
@@ -31,9 +31,13 @@ def main() -> int:
         figures = _lifecycle(console) + figures
     if not wanted or "http" in wanted:
         figures = http.measure(console) + figures
+    if not wanted or "batch" in wanted:
+        figures = batch.measure(console) + figures
     if "agents" in wanted:
         figures = agents.measure(console) + figures
-    rounds = [] if wanted and set(wanted) <= {"store", "lifecycle", "agents", "http"} else _rounds(wanted, console)
+    rounds = (
+        [] if wanted and set(wanted) <= {"store", "lifecycle", "agents", "http", "batch"} else _rounds(wanted, console)
+    )
     if rounds:
         figures = [_median([each[index] for each in rounds]) for index in range(len(rounds[0]))] + figures
     Console(width=150).print(_table(figures))

@@ -11,7 +11,7 @@ DEFAULT_CONCURRENCY = 64
 BATCH_PRIORITY = -10
 """Below that of runs that somebody waits for."""
 
-RUN_DEFAULTS: Mapping[str, Any] = {"on_crash": "retry", "max_attempts": 5, "retry_budget_s": 3_600.0}
+RUN_DEFAULTS: Mapping[str, Any] = {"on_crash": "retry", "max_attempts": 5, "retry_budget_s": 600.0}
 """What runs of a batch are given beside what they are given: a process that dies, or an account that is at its limit,
 is no reason to fail. What a run did before its process died may be done twice."""
 
