@@ -16,8 +16,11 @@ from .measuring import Figure, pipelined_calls_per_s, start_pinger
 
 ROWS = 10_000
 CONCURRENCY = 512
-MAX_PROCESSES = 10
+MAX_PROCESSES = 12
 """Greenroom's and Ray Data's: store, Directory, session servers, and those of the pipeline; not Ray's own."""
+
+
+_RAYS_OWN = ("IDLE", "Agent", "Pinger", "_StatsActor", "ActorLocationTracker", "_AutoscalingCoordinatorActor")
 
 
 class _Watch(threading.Thread):
@@ -41,7 +44,7 @@ class _Watch(threading.Thread):
 
 def _is_ours(process: psutil.Process) -> bool:
     line = " ".join(process.info["cmdline"] or [])
-    return line.startswith("ray::") and not line.startswith("ray::IDLE") and "Pinger" not in line
+    return line.startswith("ray::") and not any(name in line for name in _RAYS_OWN)
 
 
 def _private_bytes(process: psutil.Process) -> int:
@@ -55,7 +58,7 @@ def measure(console: Console) -> list[Figure]:
     """All figures of one batch on a fresh runtime. The rate is that from the first rows that ended to the last one:
     starting the pipeline's processes is not in it, and told beside it."""
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=Path.cwd()) as folder:
-        runtime = greenroom.start(data_dir=Path(folder) / "data", warm_pool=2)
+        runtime = greenroom.start(data_dir=Path(folder) / "data", warm_pool=0)
         try:
             figures = _measure(runtime, Path(folder))
         finally:
@@ -69,7 +72,7 @@ def _measure(runtime: greenroom.Runtime, folder: Path) -> list[Figure]:
     source = folder / "rows.jsonl"
     source.write_text("".join(f"{json.dumps({'id': n, 'prompt': f'Say {n}'})}\n" for n in range(ROWS)))
     pinger = start_pinger()
-    greenroom.batch(source, folder / "warm", runtime=runtime, limit=200, concurrency=CONCURRENCY)
+    greenroom.batch(source, folder / "warm", runtime=runtime, limit=2_000, concurrency=CONCURRENCY)
     seen: list[tuple[float, int]] = []
 
     def see(progress: Progress) -> None:

@@ -310,8 +310,8 @@ class Directory:
         alone: bool,
         per_server: int,
         tools: Mapping[bytes, Sequence[str]],
-    ) -> list[tuple[Any, list[str]]]:
-        """Servers for rows of a batch, as many of them as find a place now, from the first on, and one at least: if
+    ) -> dict[str, list[str]]:
+        """Names of servers for rows of a batch, as many as find a place now, from the first on, and one at least: if
         there is none, this waits for it. The servers make the sessions; who gives them nothing to do loses the places.
 
         Whoever asks for the rest of them waits in line behind all other sessions. SessionDraining.
@@ -332,7 +332,7 @@ class Directory:
             placed.setdefault(name, []).append(session_id)
             if session_id not in self._epochs:
                 self._unconfirmed[session_id] = self._loop.time()
-        return [(self._pool.actor(name), mine) for name, mine in placed.items() if name in self._placement]
+        return placed
 
     async def took_rows(self, name: str, epochs: Mapping[str, int]) -> None:
         """The server has begun these rows."""

@@ -22,7 +22,8 @@ class EventFeed:
         self.last_seq = last_seq
         self._tail: deque[CommittedBatch] = deque()
         self._tail_bytes = 0
-        self._bell: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._bell: asyncio.Future[None] | None = None
+        """There is one while somebody waits."""
         self._closed = False
 
     def add(self, batch: CommittedBatch) -> None:
@@ -59,9 +60,12 @@ class EventFeed:
         if self._closed:
             raise SessionMoved
         if self.last_seq <= after:
+            if self._bell is None:
+                self._bell = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._bell)
 
     def ring(self) -> None:
         """Wake whoever waits, to look again."""
-        bell, self._bell = self._bell, asyncio.get_running_loop().create_future()
-        bell.set_result(None)
+        bell, self._bell = self._bell, None
+        if bell is not None:
+            bell.set_result(None)

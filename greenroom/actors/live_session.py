@@ -189,9 +189,15 @@ class LiveSession:
     # Taking runs
 
     async def submit_runs(
-        self, inputs: Sequence[object], options: object, idempotency_keys: Sequence[str | None], call_id: str
+        self,
+        inputs: Sequence[object],
+        options: object,
+        idempotency_keys: Sequence[str | None],
+        call_id: str,
+        *,
+        acknowledged: bool = True,
     ) -> list[str]:
-        """Queue runs, all or none; returns their ids once they are durable."""
+        """Queue runs, all or none; returns their ids once they are durable, or at once if not `acknowledged`."""
         parsed = self._submissions.options(options)
         if self._submissions.answer(call_id) is None:
             await self._log.require_room()
@@ -206,7 +212,7 @@ class LiveSession:
         if run_ids is None:
             run_ids = self._take(inputs, parsed, idempotency_keys, call_id)
             self._submissions.keep_answer(call_id, run_ids)
-        return await self._queued(run_ids)
+        return await self._queued(run_ids) if acknowledged else run_ids
 
     def _take(
         self, inputs: Sequence[object], options: RunOptions, keys: Sequence[str | None], call_id: str

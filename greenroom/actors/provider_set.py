@@ -33,6 +33,7 @@ class ProviderSet:
         self._instances: dict[str, Provider] = {}
         self._replaced: list[Provider] = []
         """Instances of former declarations: runs may be under way at them, and they may keep clients."""
+        self._in_process: dict[str, bool] = {}
         self._manifests: dict[tuple[str, str | None], Manifest] = {}
         # Provider and identity of a run's options -> those options (so that the identity stays theirs), and the merged.
         self._merged: dict[tuple[str, int], tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
@@ -54,6 +55,7 @@ class ProviderSet:
                 self._replaced.append(self._instances.pop(name))
         self._routers = dict(routers or {})
         self._manifests.clear()
+        self._in_process.clear()
 
     def router(self, name: str | None) -> "RouterOptions | None":
         """The router of this name, if it is one."""
@@ -102,9 +104,13 @@ class ProviderSet:
     def runs_in_process(self, name: str) -> bool:
         """Whether the provider, or all of the router, starts no processes and keeps no working directory, so that
         sessions can share one."""
-        router = self._routers.get(name)
-        kinds = [self._declared(one).kind for one in (router.providers if router else (name,))]
-        return all(getattr(provider_class(kind), "RUNS_IN_PROCESS", False) for kind in kinds)
+        found = self._in_process.get(name)
+        if found is None:
+            router = self._routers.get(name)
+            kinds = [self._declared(one).kind for one in (router.providers if router else (name,))]
+            found = all(getattr(provider_class(kind), "RUNS_IN_PROCESS", False) for kind in kinds)
+            self._in_process[name] = found
+        return found
 
     def get(self, name: str) -> Provider:
         """The provider, made now if this is its first use."""

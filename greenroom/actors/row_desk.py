@@ -131,7 +131,9 @@ class RowDesk:
         live.write_first()
         try:
             options = self._options_of(plan)
-            run_ids = await live.submit_runs(row.inputs, options, [None] * len(row.inputs), call_id)
+            run_ids = await live.submit_runs(
+                row.inputs, options, [None] * len(row.inputs), call_id, acknowledged=False
+            )  # nobody is told of them before they have ended, and that is durable after this
         except (SessionMoved, WriterFenced):
             raise
         except GreenroomError as exc:
@@ -139,7 +141,7 @@ class RowDesk:
                 await live.fail({"error_code": exc.code, "error_message": exc.message, **exc.to_record()}, call_id)
             self._leave(live)
             raise
-        outcomes = await live.await_runs(run_ids)
+        outcomes = await live.await_runs(run_ids) if len(run_ids) > 1 else [await _outcome(live, run_ids[0])]
         if not live.status.is_terminal:  # its runs had ended before this process had it
             await live.complete(call_id)
         self._leave(live)
@@ -148,6 +150,15 @@ class RowDesk:
 
 _kept: set["asyncio.Task[Any]"] = set()
 """Rows whose caller has gone: they go on."""
+
+
+async def _outcome(live: LiveSession, run_id: str) -> Outcome:
+    try:
+        return await live.await_run(run_id)
+    except (SessionMoved, WriterFenced):
+        raise
+    except GreenroomError as exc:
+        return exc.with_traceback(None)
 
 
 def unpacked(tools: bytes) -> "CallableToolbox":

@@ -32,6 +32,7 @@ class RowSender:
         self._plan = plan
         self._waiting: deque[RowWork] = deque()
         self._futures: dict[str, asyncio.Future[list[Outcome]]] = {}
+        self._servers: dict[str, Any] = {}
         self._placing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -73,11 +74,11 @@ class RowSender:
             except Exception as exc:  # noqa: BLE001  told to those who wait, who would wait for ever
                 self._fail(group, RuntimeGone(f"The runtime does not answer any more ({type(exc).__name__})."))
                 continue
-            for server, session_ids in placed:
-                self._own(self._execute(server, [rows.pop(session_id) for session_id in session_ids]))
+            for name, session_ids in placed.items():
+                self._own(self._execute(name, [rows.pop(session_id) for session_id in session_ids]))
             self._waiting.extendleft(reversed(rows.values()))
 
-    async def _places(self, rows: Sequence[RowWork]) -> list[tuple[Any, list[str]]]:
+    async def _places(self, rows: Sequence[RowWork]) -> dict[str, list[str]]:
         plan = self._plan
         session_ids = [row.session_id for row in rows]
         tools: dict[bytes, list[str]] = {}
@@ -85,8 +86,7 @@ class RowSender:
             if row.tools is not None:
                 tools.setdefault(row.tools, []).append(row.session_id)
         try:
-            directory: Any = ray.get_actor(DIRECTORY, namespace=self._address.namespace)
-            return await directory.place_rows.remote(
+            return await self._server(DIRECTORY).place_rows.remote(
                 session_ids,
                 plan.spec,
                 alone=plan.needs_own_server,
@@ -98,20 +98,28 @@ class RowSender:
         except ray.exceptions.RayError as exc:
             raise_bare(exc)
 
-    async def _execute(self, server: Any, rows: Sequence[RowWork]) -> None:
+    async def _execute(self, name: str, rows: Sequence[RowWork]) -> None:
         left = {row.session_id: row for row in rows}
         try:
+            server = self._server(name)
             async for answer in server.execute_rows.remote(rows, self._plan):
                 ends: list[RowEnd] = await answer
                 for end in ends:
                     del left[end.session_id]
                     self._settle(end)
-        except (ray.exceptions.RayError, GreenroomError) as exc:
-            if not isinstance(exc, ray.exceptions.RayActorError):
+        except (ray.exceptions.RayError, GreenroomError, ValueError) as exc:  # ValueError: there is no such actor now
+            self._servers.pop(name, None)
+            if not isinstance(exc, ray.exceptions.RayActorError | ValueError):
                 _log.warning("rows_sent_again", count=len(left), exc_info=True)
             await asyncio.sleep(_RETRY_S)
         for row in left.values():
             self._send(row)
+
+    def _server(self, name: str) -> Any:
+        """The server's handle; kept, since making one of an answer takes more than all the rest of a call."""
+        if name not in self._servers:
+            self._servers[name] = ray.get_actor(name, namespace=self._address.namespace)
+        return self._servers[name]
 
     def _settle(self, end: RowEnd) -> None:
         future = self._futures.pop(end.session_id, None)

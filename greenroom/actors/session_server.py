@@ -15,7 +15,7 @@ from ..adapters.clock import id_factory, now_us
 from ..adapters.json_safety import require_json_safe
 from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.run_option_parsing import load_parser
-from ..adapters.session_homes import home_of
+from ..adapters.session_homes import home_path
 from ..domain.approval import BY_CALLER
 from ..domain.batch_row import RowsPlan, RowWork
 from ..domain.errors import (
@@ -77,7 +77,7 @@ class SessionServer:
         # What is there by now stays: the collector need not look at it again and again. A scripted run took 203 us of
         # CPU with the default thresholds and 186 with these (medians of four, noisy machine).
         gc.freeze()
-        gc.set_threshold(20_000, 20, 20)
+        gc.set_threshold(100_000, 20, 20)
         self._name = name
         self._directory = directory
         self._stores = stores
@@ -239,7 +239,7 @@ class SessionServer:
         return live
 
     def _home(self, session_id: str) -> str:
-        return str(home_of(self._settings["homes"], session_id))
+        return home_path(self._settings["homes"], session_id)
 
     def _toolbox(self, session_id: str, packed: bytes | None) -> Toolbox:
         if packed is None:

@@ -16,7 +16,12 @@ def homes_folder(data_dir: str, namespace: str) -> Path:
 
 def home_of(homes: Path | str, session_id: str) -> Path:
     """The session's own home. It is made when something is first kept there."""
-    return Path(homes) / session_id.replace(":", "%3A")  # clients put it into PATH-like variables
+    return Path(home_path(homes, session_id))
+
+
+def home_path(homes: Path | str, session_id: str) -> str:
+    """The same as text: for every session of a batch a Path would be made for nothing."""
+    return f"{homes}/{session_id.replace(':', '%3A')}"  # clients put it into PATH-like variables
 
 
 def made_home(home: str) -> Path:
