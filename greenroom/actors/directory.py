@@ -18,7 +18,7 @@ from ..domain.identifiers import SESSION_ID
 from ..domain.placement import ANY, Need, Placement, Pool, SessionGroup, SessionLimits
 from ..domain.provider import ProviderDeclaration
 from ..domain.routing import RouterOptions
-from ..domain.session import TENANT, Session, SessionSpec
+from ..domain.session import ROW, TENANT, Session, SessionSpec
 from .actor_states import actor_is_dead, actor_table, named_actors
 from .address import BREAKER_PREFIX, ROUTER_PREFIX, SESSION_SERVER_PREFIX, WEBHOOKS, RuntimeAddress
 from .ray_errors import raise_bare
@@ -253,7 +253,9 @@ class Directory:
         if session is not None:
             groups = self._limits.groups(provider=session.provider, tenant=session.tenant)
             return Need(groups=groups, pool=Pool.SESSIONS if session.row is None else Pool.ROWS)
-        return ANY if spec is None else Need(groups=self._groups_of(spec))
+        if spec is None:
+            return ANY
+        return Need(groups=self._groups_of(spec), pool=Pool.ROWS if ROW in spec.metadata else Pool.SESSIONS)
 
     def _groups_of(self, spec: SessionSpec) -> tuple[SessionGroup, ...]:
         return self._limits.groups(

@@ -22,6 +22,7 @@ from ..domain.errors import (
     GreenroomError,
     InvalidOperation,
     SessionMoved,
+    SessionNotFound,
     ValidationError,
     WriterFenced,
 )
@@ -429,7 +430,18 @@ class SessionServer:
         )
 
     async def _execute_placed_row(self, row: RowWork, plan: RowsPlan) -> list[Outcome]:
-        return await self.execute_row(row.session_id, row_call_id(row.session_id), row, plan)
+        call_id = row_call_id(row.session_id)
+        try:
+            return await self.execute_row(row.session_id, call_id, row, plan)
+        except SessionNotFound:  # whoever owned it first died before it said that the session was created
+            await self._open_row(row, plan, call_id)
+            return await self.execute_row(row.session_id, call_id, row, plan)
+
+    async def _open_row(self, row: RowWork, plan: RowsPlan, call_id: str) -> None:
+        try:
+            await self._directory.open_session.remote(row.session_id, plan.spec_of(row), row.tools, None, call_id)
+        except ray.exceptions.RayError as exc:
+            raise_bare(exc)
 
     async def _begin_rows(
         self, specs: Mapping[str, SessionSpec], providers: ProviderSet, tools: Callable[[str], Toolbox]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import ray
-import ray.data
+import ray.data as ray_data
 
 import greenroom
 from greenroom import EventType
@@ -17,7 +17,7 @@ from greenroom.actors.batch_job import find_job
 from greenroom.domain.batch_progress import Progress, Stop
 from greenroom.domain.errors import AlreadyExists, ValidationError
 from greenroom.serve.batch.looking import job_state, stop_job
-from greenroom.testing import MessagesServer, answers
+from greenroom.testing import Answer, MessagesServer, answers
 from tests.conftest import API_KEY_VARIABLE
 from tests.ray.batches import jsonl, rows_of
 from tests.ray.conftest import Starts
@@ -28,6 +28,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Ray Data warns of settings of its own
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # and leaves loops open
 ]
+
+
+DATA: Any = ray_data
 
 
 def prompts(count: int, **more: Any) -> list[dict[str, Any]]:
@@ -237,7 +240,7 @@ def test_tools_of_the_job_are_called_and_a_row_may_have_fewer_and_no_others(runt
 def test_csv_parquet_directories_and_datasets_are_sources_too(runtime: greenroom.Runtime, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text('id,prompt,n\n1,"two\nlines",3\n2,b,4\n3,too,many,fields\n')
     from_csv = greenroom.batch(tmp_path / "in.csv", tmp_path / "csv", runtime=runtime, options=echoing())
-    ray.data.from_items(prompts(30)).write_parquet(str(tmp_path / "data" / "train"))
+    DATA.from_items(prompts(30)).write_parquet(str(tmp_path / "data" / "train"))
     from_parquet = greenroom.batch(
         tmp_path / "data", tmp_path / "pq.jsonl", runtime=runtime, limit=25, options=echoing()
     )
@@ -245,9 +248,7 @@ def test_csv_parquet_directories_and_datasets_are_sources_too(runtime: greenroom
     texts.mkdir(parents=True)
     (texts / "a.txt").write_text("Hello from a file")
     from_texts = greenroom.batch(tmp_path / "texts", runtime=runtime, options=echoing())
-    from_dataset = greenroom.batch(
-        ray.data.range(10), runtime=runtime, key="id", template="n{{ id }}", options=echoing()
-    )
+    from_dataset = greenroom.batch(DATA.range(10), runtime=runtime, key="id", template="n{{ id }}", options=echoing())
 
     rows = {row["id"]: row for row in rows_of(tmp_path / "csv")}
     assert (2, 1) == (from_csv.statuses["completed"], from_csv.failed)
@@ -259,7 +260,7 @@ def test_csv_parquet_directories_and_datasets_are_sources_too(runtime: greenroom
 
 def test_the_runner_is_a_stage_of_anybodys_pipeline(runtime: greenroom.Runtime) -> None:
     rows = (
-        ray.data.from_items(prompts(50))
+        DATA.from_items(prompts(50))
         .map(lambda row: {**row, "prompt": row["prompt"].upper()})
         .map_batches(
             greenroom.BatchRunner,
@@ -426,10 +427,10 @@ def test_two_thousand_rows_keep_to_the_rate_budget_of_their_account_and_none_fai
     begun: list[tuple[float, int]] = []
     per_minute = 720_000
 
-    def answer(request: Any) -> Any:
+    def answer(_: dict[str, Any]) -> Answer:
         if len(begun) % 400 == 399:
             begun.append((time.monotonic(), 0))
-            return answers.error(429, headers={"retry-after": "1"})
+            return answers.error(429, retry_after=1.0)
         begun.append((time.monotonic(), 100))
         return answers.text("ok", usage=greenroom.TokenUsage(input_tokens=100, output_tokens=1))
 

@@ -18,7 +18,7 @@ import ray
 
 import greenroom
 from greenroom.actors.batch_job import find_job
-from greenroom.testing import MessagesServer, answers
+from greenroom.testing import Answer, MessagesServer, answers
 from tests.conftest import API_KEY_VARIABLE
 from tests.ray.batches import jsonl, rows_of
 from tests.recovery.test_two_nodes import second_node
@@ -93,7 +93,7 @@ def test_every_row_comes_out_once_though_drivers_and_actors_are_killed_and_no_fi
 ) -> None:
     requests: Counter[str] = Counter()
 
-    def answer(request: Any) -> Any:
+    def answer(request: dict[str, Any]) -> Answer:
         requests[request["messages"][-1]["content"]] += 1
         return answers.text("done", chunks=3, chunk_delay_s=0.05)
 

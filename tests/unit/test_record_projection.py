@@ -237,7 +237,9 @@ def test_a_run_that_failed_gives_its_error_again() -> None:
         "run_id": "run_1",
         "session_id": "ses_1",
         "last_seq": 5,
+        "attempts": 1,
         "output": {"content": "half"},
+        "token_usage": {"total_tokens": 1},
     }
     assert expected == found.details
 
@@ -246,7 +248,7 @@ def test_a_run_past_its_deadline_gives_the_deadline_error() -> None:
     found = outcome_of(run_after(queued(), started(4), event(5, EventType.RUN_TIMEOUT)))
 
     assert isinstance(found, DeadlineExceeded)
-    assert {"run_id": "run_1", "session_id": "ses_1", "last_seq": 5} == found.details
+    assert {"run_id": "run_1", "session_id": "ses_1", "last_seq": 5, "attempts": 1} == found.details
 
 
 def test_times_are_utc() -> None:

@@ -9,7 +9,7 @@ from greenroom.actors import server_pool
 from greenroom.actors.server_pool import PlacedSession, ServerPool, Started
 from greenroom.actors.standing import IdleSession
 from greenroom.domain.errors import MaxSessionsExceeded, StorageConnectionFailed
-from greenroom.domain.placement import ANY, Need, Placement, SessionGroup, SessionLimits
+from greenroom.domain.placement import ANY, Need, Placement, Pool, SessionGroup, SessionLimits
 
 
 class Servers:
@@ -364,3 +364,80 @@ async def test_no_more_sessions_leave_than_a_group_has_room_for(world: World) ->
     assert ["s2"] == world.servers.hibernated
     for one in waiting:
         one.cancel()
+
+
+# Rows of batches
+
+
+ROWS = Need(pool=Pool.ROWS, per_server=3)
+
+
+def rows_world(*, max_servers: int = 4) -> World:
+    return World(max_servers=max_servers)
+
+
+async def test_rows_share_servers_with_rows_and_with_nobody_else() -> None:
+    world = rows_world()
+    names = [await asyncio.wait_for(world.pool.claim(f"row {number}", ROWS), 5) for number in range(3)]
+
+    other = await world.claim("session")
+
+    assert 1 == len(set(names))
+    assert other not in names
+    assert world.pool.placement.is_shared(names[0])
+    assert not world.pool.placement.is_shared(other)
+
+
+async def test_rows_never_have_all_servers() -> None:
+    world = rows_world()
+    rows = [asyncio.create_task(world.pool.claim(f"row {number}", ROWS)) for number in range(12)]
+    await settled()
+
+    assert (9, 3) == (sum(one.done() for one in rows), world.servers.started)
+    assert await world.claim("session") == "server-4"
+    for one in rows:
+        one.cancel()
+
+
+async def test_sessions_that_wait_are_served_before_rows_that_came_before_them() -> None:
+    world = rows_world(max_servers=2)
+    await world.claim("a")
+    await world.claim("b")
+    row = asyncio.create_task(world.pool.claim("row", ROWS))
+    session = asyncio.create_task(world.pool.claim("session"))
+    await settled()
+
+    world.pool.release("a")
+    await settled()
+
+    assert (False, True) == (row.done(), session.done())
+    world.pool.release("b")
+    assert "server-2" == await asyncio.wait_for(row, 5)
+
+
+async def test_a_batch_sends_no_idle_session_away() -> None:
+    world = rows_world(max_servers=2)
+    await world.claim("a")
+    await world.claim("b")
+    world.servers.idle = {"server-1": [IdleSession(100.0, "a")]}
+
+    row = asyncio.create_task(world.pool.claim("row", ROWS))
+    await settled()
+
+    assert ([], False) == (world.servers.hibernated, row.done())
+    row.cancel()
+
+
+async def test_a_row_finds_a_place_at_once_or_not_at_all_and_nobody_is_passed() -> None:
+    world = rows_world(max_servers=2)
+    assert world.pool.claim_now("row 0", ROWS) is None
+    await asyncio.wait_for(world.pool.claim("row 0", ROWS), 5)
+    assert ["server-1"] * 2 == [world.pool.claim_now(f"row {number}", ROWS) for number in (1, 2)]
+    waiting = asyncio.create_task(world.pool.claim("row 3", ROWS))
+    await settled()
+
+    world.pool.release("row 0")
+    await settled()
+
+    assert waiting.done()
+    assert world.pool.claim_now("row 4", ROWS) is None
