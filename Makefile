@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SOURCES := greenroom tests benchmarks
+SOURCES := greenroom tests benchmarks examples
 
 # Agents of the Agent Client Protocol, for tests: each in a folder of its own, since two have a program of the same name.
 NPM ?= npm

@@ -228,6 +228,25 @@ class EventLogSuite:
         assert (Ownership(epoch=1, last_seq=0), Ownership(epoch=2, last_seq=2)) == (first.ownership, second.ownership)
         assert 3 == (await second.append(event())).first_seq
 
+    async def test_many_new_sessions_get_their_first_owner_at_once_and_those_that_exist_stay_as_they_are(
+        self, log: EventLog
+    ) -> None:
+        heard: dict[str, list[int]] = {name: [] for name in ("ses_1", "ses_2", "ses_3")}
+        listeners: dict[str, Callable[[CommittedBatch], None]] = {
+            name: lambda batch, seqs=seqs: seqs.append(batch.last_seq) for name, seqs in heard.items()
+        }
+        old = await log.acquire("ses_2", "before", lambda _: None)
+
+        found = await log.acquire_new(listeners, "owner")
+        await log.append("ses_2", old.epoch, [event("still mine")])
+        for name in ("ses_1", "ses_3"):
+            await log.append(name, 1, [created(), event()])
+
+        assert [1, None, 1] == [one and one.epoch for one in found]
+        assert {"ses_1": [2], "ses_2": [], "ses_3": [2]} == heard
+        assert [None, None, None] == await log.acquire_new(listeners, "again")
+        assert 2 == (await log.acquire("ses_1", "next", lambda _: None)).epoch
+
     async def test_an_earlier_owner_is_fenced_and_writes_nothing(self, log: EventLog) -> None:
         old = await Writer.of(log)
         await old.append(event("a"))

@@ -258,10 +258,14 @@ def test_csv_parquet_directories_and_datasets_are_sources_too(runtime: greenroom
     assert {f"n{number}" for number in range(10)} == {row["output"] for row in from_dataset.rows or []}
 
 
+def shouted(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "prompt": row["prompt"].upper()}
+
+
 def test_the_runner_is_a_stage_of_anybodys_pipeline(runtime: greenroom.Runtime) -> None:
     rows = (
         DATA.from_items(prompts(50))
-        .map(lambda row: {**row, "prompt": row["prompt"].upper()})
+        .map(shouted)
         .map_batches(
             greenroom.BatchRunner,
             fn_constructor_kwargs={"options": echoing(), "data_dir": runtime.data_dir, "concurrency": 8},

@@ -12,7 +12,17 @@ from greenroom.serve.cli_errors import report
 from greenroom.serve.plain_table import table
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], ["events", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["--version"],
+        ["events", "--help"],
+        ["batch", "--help"],
+        ["batch", "run", "--help"],
+    ],
+)
 def test_help_answers_without_importing_ray(arguments: list[str]) -> None:
     program = (
         "import sys; from greenroom.serve.cli import run_command_line; status = run_command_line(sys.argv[1:]);"

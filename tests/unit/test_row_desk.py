@@ -28,6 +28,7 @@ class Desk:
     def __init__(self, log: MemoryEventLog | None = None) -> None:
         self.log = log or MemoryEventLog()
         self.left: list[str] = []
+        self.lives: dict[str, LiveSession] = {}
         self.elsewhere: list[str] = []
         self._activation = Activation(
             "server",
@@ -44,7 +45,7 @@ class Desk:
     async def _begin(
         self, specs: Mapping[str, SessionSpec], providers: ProviderSet, tools: Callable[[str], Toolbox]
     ) -> dict[str, LiveSession]:
-        return await self._activation.begin(
+        begun = await self._activation.begin(
             specs,
             providers=providers,
             tools=tools,
@@ -52,10 +53,12 @@ class Desk:
             on_idle=lambda _: None,
             home=lambda _: "",
         )
+        self.lives |= begun
+        return begun
 
     async def _elsewhere(self, row: RowWork, plan: RowsPlan) -> list[Outcome]:
         self.elsewhere.append(row.session_id)
-        live = await self._activation.activate(
+        live = self.lives.get(row.session_id) or await self._activation.activate(
             row.session_id,
             spec=plan.spec_of(row),
             idempotency_key=None,
@@ -67,6 +70,7 @@ class Desk:
 
     def _leave(self, live: LiveSession) -> None:
         self.left.append(live.session_id)
+        self.lives.pop(live.session_id, None)
 
     async def execute(self, rows: list[RowWork], plan: RowsPlan) -> dict[str, list[Outcome]]:
         found: dict[str, list[Outcome]] = {}
