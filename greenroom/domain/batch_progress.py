@@ -59,6 +59,18 @@ class Counts:
         self.tokens += columns["total_tokens"]
         self.cost_usd += columns["cost_usd"] or 0.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-safe values."""
+        return {
+            "statuses": dict(self.statuses),
+            "errors": dict(self.errors),
+            "providers": dict(self.providers),
+            "found": self.found,
+            "running": self.running,
+            "tokens": self.tokens,
+            "cost_usd": self.cost_usd,
+        }
+
     def merge(self, other: "Counts") -> None:
         """Add what another one has counted."""
         self.statuses.update(other.statuses)
@@ -96,6 +108,19 @@ class Progress:
         if self.total is None or not self.rate:
             return None
         return max(0, self.total - self.counts.ended) / self.rate
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-safe values."""
+        return {
+            "total": self.total,
+            "waiting": self.waiting,
+            "counts": self.counts.to_dict(),
+            "rate": self.rate,
+            "elapsed_s": self.elapsed_s,
+            "left_s": self.left_s,
+            "stop": self.stop.value,
+            "stop_reason": self.stop_reason,
+        }
 
 
 class Tally:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -57,10 +57,9 @@ class BatchSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-safe values, without the rows."""
-        counted = asdict(self)
-        del counted["rows"]
+        plain = ("job", "output", "total", "found", "cost_usd", "seconds", "stopped")
         return {
-            **counted,
+            **{name: getattr(self, name) for name in plain},
             **{name: dict(getattr(self, name)) for name in ("statuses", "errors", "providers", "tokens")},
             "ended": self.ended,
             "failed": self.failed,

@@ -1,7 +1,7 @@
 """What a batch would do, and about what that would cost; nothing is done and nothing changes."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...actors.provider_set import ProviderSet
@@ -40,7 +40,8 @@ class DryRun:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-safe values."""
-        return {**asdict(self), "errors": dict(self.errors)}
+        plain = ("job", "rows", "invalid", "runs", "input_tokens", "output_tokens", "model", "cost_usd")
+        return {**{name: getattr(self, name) for name in plain}, "errors": dict(self.errors)}
 
 
 def dry_run(runtime: Runtime, dataset: Any, setup: Setup) -> DryRun:

@@ -83,6 +83,8 @@ class Batch:
         self._options = options
         self._tools = tools
         self._job: Any = None
+        self._error: BaseException | None = None
+        self._over = threading.Event()
         self._job_name = options.job or (
             job_name(str(output)) if output is not None else f"batch-{os.getpid()}-{time.time_ns():x}"
         )
@@ -109,10 +111,9 @@ class Batch:
                 job=self.name, output=None if self.output is None else str(self.output.path), total=source.total
             )
             work = threading.Thread(target=self._guarded, args=(source, setup, runners, summary), daemon=True)
-            self._error: BaseException | None = None
             with native_lines_dropped(RAY_LOG_LINE):  # of how Ray Data starts its actors
                 work.start()
-                last = self._wait(work, progress)
+                last = self._wait(progress)
             if self._error is not None:
                 raise _translated(self._error)
             return self._finished(summary, last, time.monotonic() - began)
@@ -189,6 +190,8 @@ class Batch:
                 self._execute(source, setup, runners, summary)
         except BaseException as exc:  # noqa: BLE001  raised by whoever waits
             self._error = exc
+        finally:
+            self._over.set()
 
     def _execute(self, source: Source, setup: Setup, runners: int, summary: BatchSummary) -> None:
         data: Any = extra_module("ray.data")
@@ -212,12 +215,13 @@ class Batch:
             rows.write_parquet(str(path), min_rows_per_file=MIN_ROWS_PER_FILE)
             results_in(path, prefix=setup.prefix, see=summary.see)
 
-    def _wait(self, work: threading.Thread, progress: Callable[[Progress], None] | None) -> Progress | None:
+    def _wait(self, progress: Callable[[Progress], None] | None) -> Progress | None:
         """Until it is done, whatever comes between."""
         asked, last, cancel_at = Stop.NO, None, math.inf
         while True:
             try:
-                work.join(_LOOK_S)
+                # Not join: interrupted in it, Python 3.11 takes a thread for ended that is not (bpo-45274).
+                is_over = self._over.wait(_LOOK_S)
                 found: Progress = _ask(self._job.progress.remote())
                 if found.stop is Stop.DRAIN and cancel_at == math.inf:
                     cancel_at = time.monotonic() + self._options.drain_s
@@ -227,7 +231,7 @@ class Batch:
                 last = found
                 if progress is not None:
                     progress(found)
-                if not work.is_alive():
+                if is_over:
                     return last
             except KeyboardInterrupt:
                 if asked is Stop.CANCEL:

@@ -1,6 +1,6 @@
 """Jobs as others see them: how far they are, and an end to them."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -40,7 +40,7 @@ class JobState:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-safe values."""
-        live = None if self.progress is None else asdict(self.progress)
+        live = None if self.progress is None else self.progress.to_dict()
         return {"job": self.job, "under_way": live is not None, **self.about, "progress": live, "rows": self.sessions}
 
 
