@@ -10,7 +10,7 @@ import ray.exceptions
 
 from ..adapters.logs import get_logger
 from ..domain.batch_row import RowsPlan, RowWork
-from ..domain.errors import GreenroomError, RuntimeGone
+from ..domain.errors import GreenroomError, RuntimeGone, SessionMoved, StorageFull, WriterFenced
 from .address import DIRECTORY, RuntimeAddress
 from .ray_errors import raise_bare
 from .row_desk import RowEnd
@@ -22,6 +22,8 @@ MAX_TOGETHER = 128
 """Rows that are placed with one call. Each call costs a round trip to the Directory and one to each server."""
 
 _RETRY_S = 0.2
+_LATER_S = 1.0
+"""How long to wait where it is not a server that died."""
 
 
 class RowSender:
@@ -101,17 +103,22 @@ class RowSender:
     async def _execute(self, name: str, rows: Sequence[RowWork]) -> None:
         left = {row.session_id: row for row in rows}
         try:
-            server = self._server(name)
-            async for answer in server.execute_rows.remote(rows, self._plan):
+            async for answer in self._server(name).execute_rows.remote(rows, self._plan):
                 ends: list[RowEnd] = await answer
                 for end in ends:
                     del left[end.session_id]
                     self._settle(end)
-        except (ray.exceptions.RayError, GreenroomError, ValueError) as exc:  # ValueError: there is no such actor now
+        except (ray.exceptions.RayActorError, ValueError):  # it died, or there is no such actor any more
             self._servers.pop(name, None)
-            if not isinstance(exc, ray.exceptions.RayActorError | ValueError):
-                _log.warning("rows_sent_again", count=len(left), exc_info=True)
             await asyncio.sleep(_RETRY_S)
+        except (StorageFull, SessionMoved, WriterFenced):
+            await asyncio.sleep(_LATER_S)
+        except GreenroomError as exc:
+            self._fail(list(left.values()), exc)
+            return
+        except ray.exceptions.RayError as exc:
+            _log.warning("rows_sent_again", count=len(left), error=type(exc).__name__)
+            await asyncio.sleep(_LATER_S)
         for row in left.values():
             self._send(row)
 

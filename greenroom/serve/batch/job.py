@@ -243,7 +243,10 @@ class Batch:
         summary.seconds = seconds
         if last is not None:
             summary.found = last.counts.found
-            summary.stopped = None if summary.ended == summary.total else last.stop_reason
+            is_whole = summary.total is None or summary.ended == summary.total
+            summary.stopped = last.stop_reason if last.stop_reason or is_whole else "not all rows have ended"
+            if summary.ended == summary.total:
+                summary.stopped = None  # whatever was asked for came too late
         if self.output is not None:
             self.output.finish(summary.to_dict())
         return summary

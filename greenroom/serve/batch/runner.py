@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 import ray
 
 from ...actors.batch_job import find_job
+from ...actors.live_session import WOUND_DOWN
 from ...actors.row_sender import RowSender
 from ...actors.runtime import Runtime
 from ...actors.starting import joined, runtime_namespace
@@ -247,15 +248,21 @@ class BatchRunner:
             work = self._work(unit, attempt=attempt)
             entry = (await self._runtime.aledger([work.session_id])).get(work.session_id)
         async with self._slots:
-            if self._stop is not Stop.NO:
-                return None, work.session_id, False
-            outcomes = await self._run(work)
-        if outcomes is None or (self._own().session_column is None and any(map(_was_stopped, outcomes))):
-            outcomes = None
-        return outcomes, work.session_id, False
+            while self._stop is Stop.NO:
+                outcomes = await self._run(work)
+                if outcomes is None or self._was_stopped(outcomes):
+                    break
+                if not any(_has_reason(outcome, WOUND_DOWN) for outcome in outcomes):
+                    return outcomes, work.session_id, False
+                attempt += 1  # its server was emptied: it begins anew elsewhere
+                work = self._work(unit, attempt=attempt)
+        return None, work.session_id, False
+
+    def _was_stopped(self, outcomes: Sequence[Outcome]) -> bool:
+        return self._own().session_column is None and any(map(_was_stopped, outcomes))
 
     def _is_done_over(self, entry: LedgerEntry, outcomes: Sequence[Outcome]) -> bool:
-        if any(map(_was_stopped, outcomes)):
+        if any(_was_stopped(outcome) or _has_reason(outcome, WOUND_DOWN) for outcome in outcomes):
             return True
         before_ms = self._own().retry_failed_before_ms
         failed = any(isinstance(outcome, GreenroomError) for outcome in outcomes)
@@ -294,7 +301,11 @@ def _with_options(setup: Setup) -> Any:
 
 
 def _was_stopped(outcome: Outcome) -> bool:
-    return isinstance(outcome, Cancelled) and outcome.details.get("reason") == STOPPED
+    return _has_reason(outcome, STOPPED)
+
+
+def _has_reason(outcome: Outcome, reason: str) -> bool:
+    return isinstance(outcome, Cancelled) and outcome.details.get("reason") == reason
 
 
 def _table(batch: Any) -> Any:
