@@ -150,6 +150,7 @@ class Activation:
         on_lost: Callable[[str], None],
         on_idle: Callable[[str], None],
         home: Callable[[str], str],
+        shared: bool,
     ) -> dict[str, LiveSession]:
         """Become the first owner of those of the sessions that do not exist yet, all at once; the others are left out,
         and nothing changes for them. Their first events are theirs to write, with `write_first`.
@@ -172,7 +173,7 @@ class Activation:
                 tools=tools(session_id),
                 on_lost=partial(on_lost, session_id),
                 on_idle=partial(on_idle, session_id),
-                shared=True,
+                shared=shared,
                 first_events=events,
             )
             listener.turn_to(live.feed.add)

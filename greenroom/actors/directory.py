@@ -249,6 +249,8 @@ class Directory:
         """What the session needs of a server; the store is asked only where there are limits, or rows of batches."""
         if not self._limits.has_groups and not self._has_rows:
             return ANY
+        if spec is not None and not self._limits.has_groups:
+            return Need(pool=Pool.ROWS if ROW in spec.metadata else Pool.SESSIONS)
         session: Session | None = await self._stores.ask(session_id, "find_session")
         if session is not None:
             groups = self._limits.groups(provider=session.provider, tenant=session.tenant)
@@ -322,8 +324,6 @@ class Directory:
         if self._settings["draining"]:
             raise SessionDraining("The runtime is draining and takes no rows; go on after resume().")
         self._has_rows = True
-        for packed, owners in tools.items():
-            await self._stores.save_tools(owners, packed)
         need = Need(alone, self._groups_of(spec), Pool.ROWS, per_server)
         placed: dict[str, list[str]] = {}
         for session_id in session_ids:
@@ -334,10 +334,15 @@ class Directory:
             placed.setdefault(name, []).append(session_id)
             if session_id not in self._epochs:
                 self._unconfirmed[session_id] = self._loop.time()
+        given = {session_id for mine in placed.values() for session_id in mine}
+        for packed, owners in tools.items():
+            if mine := [session_id for session_id in owners if session_id in given]:
+                await self._stores.save_tools(mine, packed)
         return placed
 
     async def took_rows(self, name: str, epochs: Mapping[str, int]) -> None:
         """The server has begun these rows."""
+        await asyncio.shield(self._rebuilt)
         for session_id, epoch in epochs.items():
             self._unconfirmed.pop(session_id, None)
             if self._placement.server_of(session_id) is None and name in self._placement:
@@ -363,6 +368,7 @@ class Directory:
 
     async def released(self, name: str, gone: Sequence[tuple[str, int]]) -> None:
         """The server has left the sessions, which have an owner of these epochs no more."""
+        await asyncio.shield(self._rebuilt)
         for session_id, epoch in gone:
             if self._placement.server_of(session_id) == name and epoch >= self._epochs.get(session_id, epoch + 1):
                 del self._epochs[session_id]

@@ -147,7 +147,7 @@ class LiveSession:
             home=home,
             past=self._past,
             last_word=self._last_word if session.row else None,
-            stops_at_failure=bool(session.row and session.row["stops_at_failure"]),
+            stops_at_failure=bool(session.row and session.row.get("stops_at_failure")),
         )
         self.queue = self._runs.queue
         self._steering = SteeringDesk(providers, self._writer)
@@ -558,7 +558,7 @@ class LiveSession:
         """How the session of a row ends: with its last run, and as that did if the others were on the way there."""
         if self.status.is_terminal or self._closed:
             return None
-        as_run = self.session.row is not None and self.session.row["stops_at_failure"]
+        as_run = self.session.row is not None and self.session.row.get("stops_at_failure")
         event_type = ROW_ENDINGS[run_ending] if as_run else EventType.SESSION_COMPLETED
         error = {name: data[name] for name in ERROR_KEYS if name in data}
         call_id = row_call_id(self.session_id)

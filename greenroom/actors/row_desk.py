@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..adapters.logs import get_logger
 from ..adapters.run_option_parsing import parse_run_options
 from ..domain.batch_row import RowsPlan, RowWork
-from ..domain.errors import GreenroomError, InternalError, SessionMoved, WriterFenced
+from ..domain.errors import (
+    GreenroomError,
+    InternalError,
+    SessionDraining,
+    SessionMoved,
+    StorageFull,
+    WriterFenced,
+)
 from ..domain.run_options import RunOptions
 from ..domain.session import SessionSpec
 from ..domain.tool import NoTools, Toolbox
-from .live_session import LiveSession, row_call_id
+from .live_session import LiveSession, NeedsOwnServer, row_call_id
 from .provider_set import ProviderSet, SharedProviders
 from .run_outcomes import Outcome
 
@@ -24,7 +31,7 @@ MAX_TOOLBOXES = 8
 """Toolboxes of different jobs that are kept unpacked."""
 
 BeginRows = Callable[
-    [Mapping[str, SessionSpec], ProviderSet, Callable[[str], Toolbox]], Awaitable[dict[str, LiveSession]]
+    [Mapping[str, SessionSpec], ProviderSet, Callable[[str], Toolbox], bool], Awaitable[dict[str, LiveSession]]
 ]
 ElsewhereRow = Callable[[RowWork, RowsPlan], Awaitable[list[Outcome]]]
 
@@ -66,7 +73,9 @@ class RowDesk:
         """
         specs = {row.session_id: plan.spec_of(row) for row in rows}
         tools = {row.session_id: row.tools for row in rows if row.tools is not None}
-        begun = await self._begin(specs, self._shared_providers(), lambda one: self._toolbox(tools.get(one)))
+        begun = await self._begin(
+            specs, self._providers_of(plan), lambda one: self._toolbox(tools.get(one)), not plan.needs_own_server
+        )
         ended: asyncio.Queue[RowEnd] = asyncio.Queue()  # no longer than there are rows
         for row in rows:
             task = asyncio.create_task(self._carry_out(row, plan, begun, ended))
@@ -92,8 +101,10 @@ class RowDesk:
             self._parsed = plan.options, parse_run_options({}, plan.options)
         return self._parsed[1]
 
-    def _shared_providers(self) -> ProviderSet:
-        """One for all rows here: one pool of connections to a provider."""
+    def _providers_of(self, plan: RowsPlan) -> ProviderSet:
+        """One for all rows here: one pool of connections to a provider. One that starts processes has one session."""
+        if plan.needs_own_server:
+            return ProviderSet(self._settings["providers"], self._settings["routers"])
         if self._providers is None:
             self._providers = SharedProviders(self._settings["providers"], self._settings["routers"])
         return self._providers
@@ -115,7 +126,7 @@ class RowDesk:
         try:
             try:
                 outcomes = await self._elsewhere(row, plan) if live is None else await self.run(live, row, plan)
-            except (SessionMoved, WriterFenced):  # somebody else has taken the session over: it goes on there
+            except (SessionMoved, WriterFenced, NeedsOwnServer):  # somebody else has the session, or must have it
                 outcomes = await self._elsewhere(row, plan)
         except GreenroomError as exc:
             outcomes = [exc.with_traceback(None) for _ in row.inputs]
@@ -135,6 +146,9 @@ class RowDesk:
                 row.inputs, options, [None] * len(row.inputs), call_id, acknowledged=False
             )  # nobody is told of them before they have ended, and that is durable after this
         except (SessionMoved, WriterFenced):
+            raise
+        except (SessionDraining, StorageFull):  # it may be carried out later
+            self._leave(live)
             raise
         except GreenroomError as exc:
             if not live.status.is_terminal:

@@ -10,7 +10,17 @@ import ray.exceptions
 
 from ..adapters.logs import get_logger
 from ..domain.batch_row import RowsPlan, RowWork
-from ..domain.errors import GreenroomError, RuntimeGone, SessionMoved, StorageFull, WriterFenced
+from ..domain.errors import (
+    Cancelled,
+    GreenroomError,
+    InternalError,
+    RuntimeGone,
+    SessionDraining,
+    SessionMoved,
+    StorageFull,
+    ValidationError,
+    WriterFenced,
+)
 from .address import DIRECTORY, RuntimeAddress
 from .ray_errors import raise_bare
 from .row_desk import RowEnd
@@ -35,6 +45,7 @@ class RowSender:
         self._waiting: deque[RowWork] = deque()
         self._futures: dict[str, asyncio.Future[list[Outcome]]] = {}
         self._servers: dict[str, Any] = {}
+        self._given_up: Cancelled | None = None
         self._placing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -50,6 +61,13 @@ class RowSender:
             future = self._futures[row.session_id] = asyncio.get_running_loop().create_future()
             self._send(row)
         return await asyncio.shield(future)
+
+    def give_up(self, reason: str) -> None:
+        """Begin nothing more: what waits for a place, and what would have to be sent again, is cancelled with this
+        reason."""
+        self._given_up = Cancelled(f"The row was not begun: {reason}.", details={"reason": reason})
+        waiting, self._waiting = list(self._waiting), deque()
+        self._fail(waiting, self._given_up)
 
     def _send(self, row: RowWork) -> None:
         self._waiting.append(row)
@@ -70,11 +88,19 @@ class RowSender:
             rows = {row.session_id: row for row in group}
             try:
                 placed = await self._places(group)
-            except GreenroomError as exc:
+            except (SessionDraining, RuntimeGone, ValidationError) as exc:
                 self._fail(group, exc)
+                continue
+            except GreenroomError as exc:  # no place now, no room, or the Directory is being started anew
+                _log.warning("rows_wait", count=len(group), code=exc.code)
+                self._waiting.extendleft(reversed(group))
+                await asyncio.sleep(_LATER_S)
                 continue
             except Exception as exc:  # noqa: BLE001  told to those who wait, who would wait for ever
                 self._fail(group, RuntimeGone(f"The runtime does not answer any more ({type(exc).__name__})."))
+                continue
+            if self._given_up is not None:  # nobody takes the places: they come back by themselves
+                self._fail(group, self._given_up)
                 continue
             for name, session_ids in placed.items():
                 self._own(self._execute(name, [rows.pop(session_id) for session_id in session_ids]))
@@ -102,25 +128,36 @@ class RowSender:
 
     async def _execute(self, name: str, rows: Sequence[RowWork]) -> None:
         left = {row.session_id: row for row in rows}
+        error = await self._hear(name, left)
+        if error is not None:
+            self._fail(list(left.values()), error)
+        elif self._given_up is not None:
+            self._fail(list(left.values()), self._given_up)
+        else:
+            for row in left.values():
+                self._send(row)
+
+    async def _hear(self, name: str, left: dict[str, RowWork]) -> GreenroomError | None:
+        """Send the rows, and take those that have ended off them; why the others are not to be sent again, if so."""
         try:
-            async for answer in self._server(name).execute_rows.remote(rows, self._plan):
+            async for answer in self._server(name).execute_rows.remote(list(left.values()), self._plan):
                 ends: list[RowEnd] = await answer
                 for end in ends:
-                    del left[end.session_id]
+                    left.pop(end.session_id, None)
                     self._settle(end)
-        except (ray.exceptions.RayActorError, ValueError):  # it died, or there is no such actor any more
-            self._servers.pop(name, None)
-            await asyncio.sleep(_RETRY_S)
         except (StorageFull, SessionMoved, WriterFenced):
             await asyncio.sleep(_LATER_S)
         except GreenroomError as exc:
-            self._fail(list(left.values()), exc)
-            return
-        except ray.exceptions.RayError as exc:
-            _log.warning("rows_sent_again", count=len(left), error=type(exc).__name__)
-            await asyncio.sleep(_LATER_S)
-        for row in left.values():
-            self._send(row)
+            return exc
+        except (ray.exceptions.RayError, ValueError) as exc:  # ValueError: there is no such actor any more
+            if isinstance(exc, ray.exceptions.RayTaskError):  # raised in the server, whatever it is
+                return InternalError(f"A server failed with rows: {type(exc).__name__}.")
+            self._servers.pop(name, None)
+            await asyncio.sleep(_RETRY_S)
+        except Exception as exc:  # noqa: BLE001  told to those who wait, who would wait for ever
+            _log.exception("rows_not_sent")
+            return InternalError(f"{type(exc).__name__}: {exc}")
+        return None
 
     def _server(self, name: str) -> Any:
         """The server's handle; kept, since making one of an answer takes more than all the rest of a call."""

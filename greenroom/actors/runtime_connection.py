@@ -146,6 +146,10 @@ class RuntimeConnection:
         except (ray.exceptions.RayError, ConnectionError) as exc:
             raise_bare(exc)
 
+    async def answer(self, answer: Any) -> Any:
+        """The answer of one of its actors, its errors bare."""
+        return await self._ask(answer)
+
     def wait(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
         """Run what is asked of this runtime to its end, on its own loop: for callers without one."""
         return self._wait(work)

@@ -173,9 +173,10 @@ class ServerPool:
 
     def claim_now(self, session_id: str, need: Need) -> str | None:
         """A server for the session, if there is one and nobody waits for it."""
-        if any(one.need.pool is need.pool for one in self._line.heads()):
+        heads = list(self._line.heads())
+        if any(one.need == need for one in heads) or self._is_kept_from(need, heads):
             return None
-        name = None if self.placement.full_groups(need.groups) else self.placement.choose(need)
+        name = None if self.placement.full_groups(need) else self.placement.choose(need)
         if name is not None:
             self.placement.put(session_id, name, need)
         return name
@@ -208,12 +209,12 @@ class ServerPool:
         self._hand_out()
 
     def _hand_out(self) -> None:
-        full: set[Pool] = set()
+        full: set[Need] = set()
         while (waiting := self._next(full)) is not None:
             if not waiting.placed.done():
                 name = self.placement.choose(waiting.need)
                 if name is None:
-                    full.add(waiting.need.pool)
+                    full.add(waiting.need)
                     continue
                 self.placement.put(waiting.session_id, name, waiting.need)
                 waiting.placed.set_result(None)
@@ -221,10 +222,20 @@ class ServerPool:
         self._grow()
         self.relieve()
 
-    def _next(self, full: Collection[Pool] = ()) -> Waiting | None:
-        """The first in line whose pool and groups are not full."""
-        may = (one for one in self._line.heads() if one.need.pool not in full)
-        return next((one for one in may if not self.placement.full_groups(one.need.groups)), None)
+    def _next(self, full: Collection[Need] = ()) -> Waiting | None:
+        """The first in line for what is not known to be full."""
+        heads = list(self._line.heads())
+        for one in heads:
+            is_full = one.need in full or self.placement.full_groups(one.need)
+            if not is_full and not self._is_kept_from(one.need, heads):
+                return one
+        return None
+
+    def _is_kept_from(self, need: Need, heads: Sequence[Waiting]) -> bool:
+        """Whether rows must leave what there is to sessions that wait: where one server is all that there may be, it
+        would never be empty."""
+        is_all = need.pool is Pool.ROWS and self.placement.max_servers == 1
+        return is_all and any(one.need.pool is Pool.SESSIONS for one in heads)
 
     def _grow(self) -> None:
         wanted = self.placement.servers_for(self._line.counts())
@@ -282,7 +293,7 @@ class ServerPool:
         """How many sessions must leave before those in line have their places: of full groups, and (None) of any."""
         wanted: Counter[SessionGroup | None] = Counter()
         for need, count in self._line.counts().items():
-            wanted.update(dict.fromkeys(self.placement.full_groups(need.groups), count))
+            wanted.update(dict.fromkeys(self.placement.full_groups(need), count))
         servers = self.placement.servers_for(self._line.counts())
         starting = self._starting or self.placement.to_start(wanted=servers, starting=0)
         if not starting and (waiting := self._waiting_for_servers()):
@@ -292,7 +303,7 @@ class ServerPool:
     def _waiting_for_servers(self) -> int:
         """How many in line wait for a server, and not for their group. A batch sends nobody away."""
         return sum(
-            min(count, self.placement.room_in(need.groups))
+            min(count, self.placement.room_in(need))
             for need, count in self._line.counts().items()
             if need.pool is Pool.SESSIONS
         )

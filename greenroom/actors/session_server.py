@@ -444,7 +444,7 @@ class SessionServer:
             raise_bare(exc)
 
     async def _begin_rows(
-        self, specs: Mapping[str, SessionSpec], providers: ProviderSet, tools: Callable[[str], Toolbox]
+        self, specs: Mapping[str, SessionSpec], providers: ProviderSet, tools: Callable[[str], Toolbox], shared: bool
     ) -> dict[str, LiveSession]:
         begun = await self._activation.begin(
             {session_id: spec for session_id, spec in specs.items() if session_id not in self._live},
@@ -453,6 +453,7 @@ class SessionServer:
             on_lost=self._lost,
             on_idle=self._idle,
             home=self._home,
+            shared=shared,
         )
         for live in begun.values():
             live.refuses_runs = self._settings["draining"]

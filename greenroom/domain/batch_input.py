@@ -75,13 +75,16 @@ class RowReader:
     def key(self, values: Mapping[str, Any]) -> str:
         """Which row it is. ValidationError where the key column has nothing that names one."""
         column = self._layout.key or DEFAULT_KEY
-        if column not in values and self._layout.key is None:
-            content = json.dumps(values, sort_keys=True, separators=(",", ":"), default=str)
+        if values.get(column) is None and self._layout.key is None:
+            held = {name: value for name, value in values.items() if value is not None}
+            content = json.dumps(held, sort_keys=True, separators=(",", ":"), default=str)
             return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         value = values.get(column)
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
             raise _refusal(column, f"must be text or a whole number that names the row, not {_shown(value)}")
         key = str(value)
+        if "\0" in key or key.encode("utf-8", "replace").decode() != key:
+            raise _refusal(column, "has characters that cannot be stored")
         if len(key.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES:
             raise _refusal(column, f"is longer than {MAX_KEY_BYTES} bytes")
         return key

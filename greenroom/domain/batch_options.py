@@ -18,6 +18,7 @@ is no reason to fail. What a run did before its process died may be done twice."
 TURN_DEFAULTS: Mapping[str, Any] = {"continuation": "auto"}
 """The same for those that follow each other in one session."""
 
+JOB_NAME_LENGTH = 64
 JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

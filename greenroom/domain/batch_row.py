@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .errors import Cancelled, DeadlineExceeded, GreenroomError
+from .errors import Cancelled, DeadlineExceeded, GreenroomError, error_from_record
 from .run import Run, RunResult, RunStatus
 from .run_outcome import outcome_of
 from .session import ROW, Session, SessionSpec
@@ -67,6 +67,8 @@ class LedgerEntry:
     @property
     def outcomes(self) -> list[RunResult | GreenroomError] | None:
         """How its runs ended; None while one is open, or none was submitted."""
+        if not self.runs and self.session.error is not None:  # its runs were refused
+            return [error_from_record(self.session.error)]
         if not self.runs or not all(run.status.is_terminal for run in self.runs):
             return None
         return [outcome_of(run) for run in self.runs]

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
+from .priority import usable
+
 
 class SessionGroup(NamedTuple):
     """Sessions of which only so many may be on servers at once."""
@@ -153,13 +155,14 @@ class Placement:
             self._forget(session_id)
         return frozenset(server.sessions)
 
-    def room_in(self, groups: tuple[SessionGroup, ...]) -> int:
-        """How many more sessions of all these groups there may be; as good as any number where there are none."""
-        return min((max(0, group.limit - self._in_group[group]) for group in groups), default=sys.maxsize)
+    def room_in(self, need: Need) -> int:
+        """How many more such sessions its groups let there be; as good as any number where there are none."""
+        rooms = (max(0, _limit(group.limit, need) - self._in_group[group]) for group in need.groups)
+        return min(rooms, default=sys.maxsize)
 
-    def full_groups(self, groups: tuple[SessionGroup, ...]) -> frozenset[SessionGroup]:
-        """Those of the groups that can have no more sessions."""
-        return frozenset(group for group in groups if self._in_group[group] >= group.limit)
+    def full_groups(self, need: Need) -> frozenset[SessionGroup]:
+        """Those of its groups that can have no more sessions like it."""
+        return frozenset(group for group in need.groups if self._in_group[group] >= _limit(group.limit, need))
 
     def groups_of(self, session_id: str) -> tuple[SessionGroup, ...]:
         """The groups that the session was put with."""
@@ -173,7 +176,7 @@ class Placement:
             for server in self._servers.values()
             if self._can_take(server, need) and (server.sessions or may_spread)
         ]
-        if not able or self._room_for_sessions() == 0:
+        if not able or self._room_for_sessions(need) == 0:
             return None
         load: Counter[str] = Counter()
         for server in self._servers.values():
@@ -182,8 +185,10 @@ class Placement:
             return min(able, key=lambda server: (load[server.node_id], -len(server.sessions))).name
         return min(able, key=lambda server: (-len(server.sessions), load[server.node_id])).name
 
-    def _room_for_sessions(self) -> float:
-        return math.inf if self.max_sessions is None else max(0, self.max_sessions - len(self._places))
+    def _room_for_sessions(self, need: Need) -> float:
+        if self.max_sessions is None:
+            return math.inf
+        return max(0, _limit(self.max_sessions, need) - len(self._places))
 
     def _room_in_pool(self, pool: Pool) -> int:
         """How many more servers may have sessions of the pool."""
@@ -244,12 +249,12 @@ class Placement:
     def servers_for(self, waiting: Mapping[Need, int]) -> int:
         """How many servers more so many sessions could have, that wait for one and not for others to leave."""
         wanted: Counter[Pool] = Counter()
-        room = self._room_for_sessions()
+        taken = 0
         for need, count in waiting.items():
-            placeable = min(count, self.room_in(need.groups), room)
-            room -= placeable
+            placeable = min(count, self.room_in(need), max(0, self._room_for_sessions(need) - taken))
+            taken += placeable
             wanted[need.pool] += math.ceil(placeable / self._density(need))
-        return sum(min(count, self._room_in_pool(pool)) for pool, count in wanted.items())
+        return sum(min(count, max(0, self._room_in_pool(pool))) for pool, count in wanted.items())
 
     def to_start(self, *, wanted: int, starting: int) -> int:
         """How many servers more should be started, when so many are wanted and so many are starting."""
@@ -264,3 +269,8 @@ class Placement:
         )
         surplus = empty[: max(0, len(empty) - self.warm_servers)]
         return [server.name for server in surplus if now - server.empty_since >= grace_s]
+
+
+def _limit(limit: int, need: Need) -> int:
+    """What of a limit on sessions they may use: rows leave some of it to others."""
+    return usable(limit, -1) if need.pool is Pool.ROWS else limit

@@ -195,6 +195,21 @@ def test_rows_that_share_a_session_run_in_it_in_their_order(runtime: greenroom.R
         assert [row["run_id"] for row in mine] == [run.id for run in runtime.list_runs(session_id=session_id)]
 
 
+def test_rows_of_shell_have_servers_of_their_own_and_rows_that_share_may_have_turns(runtime: greenroom.Runtime) -> None:
+    commands = greenroom.batch([{"id": n, "prompt": f"echo {n}"} for n in range(3)], runtime=runtime, provider="shell")
+    rows: list[dict[str, Any]] = [
+        {"id": 1, "who": "a", "turns": ["x", "y"]},
+        {"id": 2, "who": "a", "turns": ["z"]},
+        {"id": 3, "who": None, "turns": ["alone"]},
+    ]
+    shared = greenroom.batch(rows, runtime=runtime, session="who", options=echoing())
+
+    assert ["0\n", "1\n", "2\n"] == [row["output"] for row in commands.rows or []]
+    found = {row["id"]: row for row in shared.rows or []}
+    assert (["x", "y"], "z", "alone") == (found[1]["turn_outputs"], found[2]["output"], found[3]["output"])
+    assert found[1]["session_id"] == found[2]["session_id"] != found[3]["session_id"]
+
+
 def test_a_template_makes_the_input_and_a_row_without_what_it_names_fails(runtime: greenroom.Runtime) -> None:
     rows = [{"id": 1, "name": "Ada", "n": 3}, {"id": 2, "name": "Bob"}]
 

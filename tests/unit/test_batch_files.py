@@ -109,8 +109,9 @@ def test_columns_that_hold_now_this_and_now_that_are_kept_as_json(tmp_path: Path
 
     table = table_of(read, columns)
 
-    assert {"a": Kind.JSON, "b": Kind.FLOAT, "c": Kind.TEXT, "big": Kind.JSON, "half": Kind.TEXT} == columns
+    assert {"a": Kind.JSON, "b": Kind.NUMBER, "c": Kind.TEXT, "big": Kind.JSON, "half": Kind.TEXT} == columns
     assert [1, "x", [1]] == [values_of(row, columns)["a"] for row in table.to_pylist()]
+    assert "[1, 2.5, None]" == str([values_of(row, columns)["b"] for row in table.to_pylist()])
     assert {*columns, ROW_NUMBER, ROW_ERROR} == set(table.column_names)
 
 
@@ -215,3 +216,39 @@ def test_an_output_is_there_when_it_is_whole_and_replaces_only_its_own(tmp_path:
     assert not [one.name for one in tmp_path.iterdir() if one.name.startswith(".")]
     with pytest.raises(ValidationError, match="is the output of job 'job'"):
         Output(tmp_path / name, "another")
+
+
+def test_what_utf_8_and_json_cannot_hold_does_not_keep_an_output_from_being_written(tmp_path: Path) -> None:
+    import pyarrow
+
+    made: Any = pyarrow
+    results = result_columns("ses_1", [ValidationError("x")])
+    table = made.Table.from_pylist([{"n": math.nan, "m": json.dumps({"x": "\ud800"}), **results}])
+
+    path = tmp_path / "out.jsonl"
+    write_jsonl([table], path, columns={"n": Kind.FLOAT, "m": Kind.JSON}, prefix="", see=lambda _: None)
+
+    (row,) = [json.loads(line) for line in path.read_text().splitlines()]
+    assert (None, {"x": "?"}) == (row["n"], row["m"])
+
+
+def test_csv_with_a_mark_at_its_beginning_and_with_long_fields_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text('\ufeff"id","prompt"\n1,' + "x" * 200_000 + "\n", "utf-8")
+    (chunk,) = chunks_of(find_files(path), rows=10)
+    csv.field_size_limit(131_072)  # as in a process that has not cut the file
+
+    (row,) = read_chunk(chunk)
+
+    assert ({"id": "1", "prompt": "x" * 200_000}, None) == (row.values, row.error)
+
+
+def test_nothing_is_replaced_that_was_put_there_meanwhile(tmp_path: Path) -> None:
+    output = Output(tmp_path / "out.jsonl", "job")
+    output.begin().write_text("rows")
+    (tmp_path / "out.jsonl").write_text("thesis")
+
+    with pytest.raises(ValidationError, match="was not written by a batch"):
+        output.finish({"job": "job"})
+
+    assert (tmp_path / "out.jsonl").read_text() == "thesis"

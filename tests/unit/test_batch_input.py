@@ -52,7 +52,6 @@ def test_columns_can_be_named() -> None:
         ({"id": 1, "turns": "x"}, "turns"),
         ({"id": 1, "turns": [None]}, "turns[0]"),
         ({"id": 1, "turns": ["x"] * 1_001}, "turns"),
-        ({"id": None, "prompt": "x"}, "id"),
         ({"id": True, "prompt": "x"}, "id"),
         ({"id": 1.5, "prompt": "x"}, "id"),
         ({"id": "", "prompt": "x"}, "id"),
@@ -105,3 +104,14 @@ def test_a_template_may_be_a_file_and_must_be_one_or_the_other(tmp_path: Any) ->
         template_text(str(tmp_path / "none.j2"))
     with pytest.raises(ValidationError, match="The template is wrong"):
         renderer("{{ a")
+
+
+def test_a_column_that_only_another_row_has_does_not_change_which_row_it_is() -> None:
+    named = reader()
+
+    assert (
+        named.key({"prompt": "x"}) == named.key({"prompt": "x", "more": None}) == named.key({"id": None, "prompt": "x"})
+    )
+    for key in ("a\0b", "\ud800"):
+        with pytest.raises(ValidationError, match="cannot be stored"):
+            named.key({"id": key})

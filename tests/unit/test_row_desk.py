@@ -43,7 +43,7 @@ class Desk:
         self.desk = RowDesk(settings, begin=self._begin, elsewhere=self._elsewhere, leave=self._leave)
 
     async def _begin(
-        self, specs: Mapping[str, SessionSpec], providers: ProviderSet, tools: Callable[[str], Toolbox]
+        self, specs: Mapping[str, SessionSpec], providers: ProviderSet, tools: Callable[[str], Toolbox], shared: bool
     ) -> dict[str, LiveSession]:
         begun = await self._activation.begin(
             specs,
@@ -52,6 +52,7 @@ class Desk:
             on_lost=lambda _: None,
             on_idle=lambda _: None,
             home=lambda _: "",
+            shared=shared,
         )
         self.lives |= begun
         return begun
@@ -157,6 +158,23 @@ async def test_a_row_whose_options_are_refused_ends_with_that_and_so_does_its_se
     assert ["validation_error"] * 2 == [one.code for (one,) in ends.values() if not isinstance(one, RunResult)]
     assert EventType.SESSION_FAILED is (await desk.types("ses_1"))[-1]
     assert ["ses_1", "ses_2"] == sorted(desk.left)
+
+
+async def test_rows_whose_provider_starts_processes_are_carried_out_too(desk: Desk) -> None:
+    own = RowsPlan(
+        job="j",
+        spec=SessionSpec(provider="shell"),
+        options={},
+        needs_own_server=True,
+        per_server=8,
+        stops_at_failure=True,
+    )
+
+    ends = await desk.execute([row(1, "echo hello")], own)
+
+    ((one,),) = ends.values()
+    assert isinstance(one, RunResult)
+    assert "hello" in one.output["content"]
 
 
 async def test_what_is_under_way_goes_on_when_its_caller_is_gone(desk: Desk) -> None:

@@ -441,3 +441,41 @@ async def test_a_row_finds_a_place_at_once_or_not_at_all_and_nobody_is_passed() 
 
     assert waiting.done()
     assert world.pool.claim_now("row 4", ROWS) is None
+
+
+async def test_where_there_is_one_server_rows_join_it_no_more_while_a_session_waits() -> None:
+    world = rows_world(max_servers=1)
+    await asyncio.wait_for(world.pool.claim("row 0", ROWS), 5)
+    assert world.pool.claim_now("row 1", ROWS) == "server-1"
+    session = asyncio.create_task(world.pool.claim("session"))
+    await settled()
+
+    assert world.pool.claim_now("row 2", ROWS) is None
+    for row in ("row 0", "row 1"):
+        world.pool.release(row)
+    assert "server-1" == await asyncio.wait_for(session, 5)
+
+
+async def test_rows_leave_some_of_a_limit_on_sessions_to_others() -> None:
+    world = rows_world()
+    group = SessionGroup("tenant", "t", 4)
+    need = Need(groups=(group,), pool=Pool.ROWS)
+    rows = [asyncio.create_task(world.pool.claim(f"row {number}", need)) for number in range(6)]
+    await settled()
+
+    assert 3 == sum(one.done() for one in rows)
+    assert await world.claim("session", (group,))
+    for one in rows:
+        one.cancel()
+
+
+async def test_a_row_that_waits_for_a_server_of_its_own_does_not_hold_up_rows_that_share() -> None:
+    world = rows_world(max_servers=2)
+    await asyncio.wait_for(world.pool.claim("shared 1", ROWS), 5)
+    alone = asyncio.create_task(world.pool.claim("alone", Need(alone=True, pool=Pool.ROWS)))
+    await settled()
+
+    assert not alone.done()
+    assert "server-1" == world.pool.claim_now("shared 2", ROWS)
+    assert "server-1" == await asyncio.wait_for(world.pool.claim("shared 3", ROWS), 5)
+    alone.cancel()

@@ -1,6 +1,7 @@
 """Where the rows of a batch go: a directory of Parquet files, or one file of JSON Lines; there when it is whole."""
 
 import json
+import math
 import shutil
 from array import array
 from collections.abc import Callable, Iterable, Mapping
@@ -60,9 +61,12 @@ class Output:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Put it in its place."""
         text = json.dumps(summary, indent=1) + "\n"
+        self._refuse_foreign()  # something may have been put there meanwhile
         if self.is_jsonl:
+            fresh = self._partial.with_name(self._partial.name + ".summary")
+            fresh.write_text(text, "utf-8")
+            fresh.replace(self.summary_path)  # first: without it nobody knows whose the output is
             self._partial.replace(self.path)
-            self.summary_path.write_text(text, "utf-8")
             return
         (self._partial / SUMMARY_NAME).write_text(text, "utf-8")
         old = self.path.with_name(f".{self.path.name}.old-{self.job}")
@@ -98,12 +102,27 @@ def write_jsonl(
                 number = row.pop(ROW_NUMBER, None)
                 results = {prefix + name: row.pop(prefix + name) for name in RESULT_COLUMNS}
                 see({name: results[prefix + name] for name in RESULT_COLUMNS})
-                line = json.dumps({**values_of(row, columns), **results}, ensure_ascii=False, default=str)
+                line = _as_json({**values_of(row, columns), **results})
                 numbers.append(len(numbers) if number is None else number)
                 offsets.append(position)
-                position += file.write(line.encode() + b"\n")
+                position += file.write(line.encode("utf-8", "replace") + b"\n")
     if any(numbers[place] > numbers[place + 1] for place in range(len(numbers) - 1)):
         _put_in_order(path, numbers, offsets)
+
+
+def _as_json(row: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(row, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:  # of a Dataset: NaN is no JSON
+        return json.dumps(_finite(row), ensure_ascii=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in cast("Mapping[str, Any]", value).items()}
+    return [_finite(one) for one in cast("list[Any]", value)] if isinstance(value, list) else value
 
 
 def _put_in_order(path: Path, numbers: "array[int]", offsets: "array[int]") -> None:

@@ -18,7 +18,8 @@ ROW_NUMBER = "__greenroom_row__"
 ROW_ERROR = "__greenroom_error__"
 """Why it is no row."""
 
-_INT64 = range(-(2**63), 2**63)
+_EXACT = range(-(2**53), 2**53 + 1)
+"""Whole numbers that a float holds too; others are kept as JSON."""
 
 
 class Kind(StrEnum):
@@ -28,6 +29,8 @@ class Kind(StrEnum):
     BOOL = "bool"
     INT = "int"
     FLOAT = "float"
+    NUMBER = "number"
+    """Whole ones and others: kept as floats, and whole again where they are."""
     TEXT = "text"
     JSON = "json"
 
@@ -60,7 +63,7 @@ def _kind_of(value: object) -> Kind:
         case bool():
             return Kind.BOOL
         case int():
-            return Kind.INT if value in _INT64 else Kind.JSON
+            return Kind.INT if value in _EXACT else Kind.JSON
         case float():
             return Kind.FLOAT
         case str():
@@ -74,7 +77,7 @@ def _joined(one: Kind, other: Kind) -> Kind:
         return one
     if one is Kind.NULL:
         return other
-    return Kind.FLOAT if {one, other} == {Kind.INT, Kind.FLOAT} else Kind.JSON
+    return Kind.NUMBER if {one, other} <= {Kind.INT, Kind.FLOAT, Kind.NUMBER} else Kind.JSON
 
 
 def table_of(rows: Sequence[SourceRow], columns: Columns) -> Any:
@@ -85,6 +88,7 @@ def table_of(rows: Sequence[SourceRow], columns: Columns) -> Any:
         Kind.BOOL: pa.bool_(),
         Kind.INT: pa.int64(),
         Kind.FLOAT: pa.float64(),
+        Kind.NUMBER: pa.float64(),
         Kind.TEXT: pa.string(),
         Kind.JSON: pa.string(),
     }
@@ -102,7 +106,7 @@ def _cell(value: Any, kind: Kind) -> Any:
         return None
     if kind is Kind.JSON:
         return json.dumps(value, default=str)
-    if kind is Kind.FLOAT:
+    if kind in (Kind.FLOAT, Kind.NUMBER):
         return float(value)
     return _storable(value) if kind is Kind.TEXT else value
 
@@ -117,10 +121,15 @@ def values_of(row: Mapping[str, Any], columns: Columns | None) -> dict[str, Any]
     values = {name: value for name, value in row.items() if name not in (ROW_NUMBER, ROW_ERROR)}
     if columns is None:
         return {name: _plain(value) for name, value in values.items()}
-    return {
-        name: json.loads(value) if value is not None and columns.get(name) is Kind.JSON else value
-        for name, value in values.items()
-    }
+    return {name: _restored(value, columns.get(name)) for name, value in values.items()}
+
+
+def _restored(value: Any, kind: Kind | None) -> Any:
+    if value is None:
+        return None
+    if kind is Kind.JSON:
+        return json.loads(value)
+    return int(value) if kind is Kind.NUMBER and value.is_integer() else value
 
 
 def _plain(value: Any) -> Any:

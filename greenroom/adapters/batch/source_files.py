@@ -1,5 +1,6 @@
 """The files of a source, cut into chunks of some rows, so that each can be read by itself and anywhere."""
 
+import codecs
 import csv
 import io
 import json
@@ -181,17 +182,21 @@ class _Counted:
 
     def __iter__(self) -> Iterator[str]:
         for line in self._file:
+            text = line if self.bytes else line.removeprefix(codecs.BOM_UTF8)
             self.bytes += len(line)
-            yield line.decode("utf-8", "replace")
+            yield text.decode("utf-8", "replace")
 
 
 def _csv_records(path: Path) -> tuple[tuple[str, ...], Iterator[tuple[int, int]]]:
     csv.field_size_limit(MAX_LINE_BYTES)
-    with path.open("rb") as file:
-        header = next(csv.reader(_Counted(file)), None)
+    try:
+        with path.open("rb") as file:
+            header = next(csv.reader(_Counted(file)), None)
+    except csv.Error as exc:
+        raise _refusal(f"{path} is not CSV: {exc}") from exc
     if not header:
         raise _refusal(f"{path} is empty; a CSV file begins with the names of its columns")
-    names = tuple(name.lstrip("\ufeff").strip() for name in header)
+    names = tuple(name.strip() for name in header)
     if len(set(names)) < len(names) or not all(names):
         raise _refusal(f"{path} has columns without names, or two of the same name: {', '.join(names)}")
     return names, _csv_spans(path)
@@ -263,6 +268,7 @@ def _no_constant(name: str) -> None:
 
 
 def _csv_rows(chunk: Chunk, content: bytes) -> list[SourceRow]:
+    csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader(io.StringIO(content.decode("utf-8", "replace"), newline=""))
     rows: list[SourceRow] = []
     for record in reader:

@@ -306,7 +306,7 @@ def _of_chunks(chunks: Sequence[Chunk], shown: str, options: BatchOptions) -> So
 
     columns, _ = columns_of(chunks)
     with quiet_data():
-        dataset = _grouped(dataset_of(chunks, columns), columns, options)
+        dataset = _grouped(dataset_of(chunks, columns), columns, options, numbered=True)
     return Source(
         dataset=dataset,
         total=sum(chunk.rows for chunk in chunks),
@@ -324,7 +324,7 @@ def _of_items(items: Sequence[Any], options: BatchOptions, rows: int) -> Source:
     if not tables:
         raise ValidationError("The source has no rows.", details={"field": "source"})
     with quiet_data():
-        dataset = _grouped(extra_module("ray.data").from_arrow(tables), columns, options)
+        dataset = _grouped(extra_module("ray.data").from_arrow(tables), columns, options, numbered=True)
     return Source(dataset=dataset, total=len(read), columns=columns, names=tuple(columns), shown="a list")
 
 
@@ -352,7 +352,7 @@ def _of_table(dataset: Any, shown: str, options: BatchOptions) -> Source:
     with quiet_data():
         names = tuple(dataset.schema().names)
         return Source(
-            dataset=_grouped(dataset, dict.fromkeys(names, Kind.NULL), options),
+            dataset=_grouped(dataset, dict.fromkeys(names, Kind.NULL), options, numbered=False),
             total=None,
             columns=None,
             names=names,
@@ -360,7 +360,7 @@ def _of_table(dataset: Any, shown: str, options: BatchOptions) -> Source:
         )
 
 
-def _grouped(dataset: Any, columns: Mapping[str, Any], options: BatchOptions) -> Any:
+def _grouped(dataset: Any, columns: Mapping[str, Any], options: BatchOptions, *, numbered: bool) -> Any:
     """Rows that share a session stand together, in the order of the source, or of their keys where it has none."""
     if options.session is None:
         return dataset
@@ -370,6 +370,11 @@ def _grouped(dataset: Any, columns: Mapping[str, Any], options: BatchOptions) ->
             details={"field": "batch.session"},
         )
     order = options.key or DEFAULT_KEY
+    if order not in columns and ROW_NUMBER not in columns and not numbered:
+        raise ValidationError(
+            f"Rows that share a session need an order, and there is no column {order!r}; name one with key.",
+            details={"field": "batch.key"},
+        )
 
     def in_order(group: Any) -> Any:
         column = ROW_NUMBER if ROW_NUMBER in group.column_names else order

@@ -20,7 +20,7 @@ from ...adapters.batch.templates import renderer
 from ...adapters.logs import get_logger
 from ...adapters.option_parsing import parse_options
 from ...domain.batch_input import RowInput, RowReader, unreadable
-from ...domain.batch_options import BatchOptions
+from ...domain.batch_options import JOB_NAME_LENGTH, BatchOptions
 from ...domain.batch_progress import Counts, Stop
 from ...domain.batch_row import (
     RESULT_COLUMNS,
@@ -30,7 +30,14 @@ from ...domain.batch_row import (
     result_columns,
     row_session_id,
 )
-from ...domain.errors import Cancelled, GreenroomError, RuntimeGone, SessionDraining
+from ...domain.errors import (
+    Cancelled,
+    GreenroomError,
+    RuntimeGone,
+    SessionDraining,
+    StorageFull,
+    ValidationError,
+)
 from ...domain.run import RunResult
 from .setup import Setup, prepare, refuse_same_columns
 
@@ -40,6 +47,7 @@ STOPPED = "the batch was stopped"
 """Why runs are cancelled that were under way when a job was stopped: they count as not done."""
 
 REPORT_S = 0.25
+_FULL_RETRY_S = 1.0
 LEDGER_PAGE = 512
 """Rows that are looked up with one call."""
 
@@ -64,9 +72,9 @@ class BatchRunner:
     (groups must be whole within a batch), `concurrency` (of each actor of the stage), `priority`, `job`,
     `retry_failed`, `metadata`, `tags`, `prefix`.
 
-    With a `job`, rows that it has finished are not done again, whatever happened to the pipeline; without one, every
-    execution is a job of its own, and a block that Ray Data does over is found in it all the same. The runtime must
-    live on the same Ray cluster: `greenroom.start()` before. Not guaranteed: the order of rows that end.
+    With a `job`, rows that it has finished are not done again, whatever happened to the pipeline; without one, the
+    driver is the job: a block that Ray Data does over is found, and so are equal rows of its other executions. The
+    runtime must live on the same Ray cluster: `greenroom.start()` before. Not guaranteed: the order of rows that end.
     """
 
     def __init__(self, setup: Setup | None = None, *, data_dir: str | None = None, **options: Any) -> None:
@@ -110,12 +118,17 @@ class BatchRunner:
             options = parse_options(
                 BatchOptions, {k: v for k, v in self._options.items() if k != "tools"}, field="batch"
             )
+            if not options.resume:
+                raise ValidationError(
+                    "A stage of a pipeline cannot begin a job anew; give it another job.",
+                    details={"field": "batch.resume"},
+                )
             namespace = None if self._data_dir is None else runtime_namespace(self._data_dir)
             self._runtime = await asyncio.to_thread(joined, namespace)
             self._setup = await prepare(
                 self._runtime,
                 options,
-                job=options.job or f"pipeline-{ray.get_runtime_context().get_job_id()}",
+                job=options.job or _driver_name(),
                 tools=self._options.get("tools", ()),
                 about={},
                 now_ms=_now_ms(),
@@ -148,9 +161,13 @@ class BatchRunner:
         if self._job is None:
             return
         stop: Stop = await self._job.report.remote(self._name, self._counts)
-        if stop is Stop.CANCEL and self._stop is not Stop.CANCEL:
-            await self._cancel_all()
-        self._stop = stop if self._stop is not Stop.CANCEL else self._stop
+        if self._stop is not Stop.CANCEL:
+            self._stop = stop
+        if self._stop is not Stop.NO:
+            for sender in (self._sender, self._turns_sender):
+                sender.give_up(STOPPED)
+        if self._stop is Stop.CANCEL:
+            await self._cancel_all()  # again and again: some may only just have begun
 
     async def _cancel_all(self) -> None:
         handles = [self._runtime.handle(session_id) for session_id in self._under_way]
@@ -187,7 +204,8 @@ class BatchRunner:
             except GreenroomError as exc:
                 results[place] = self._ended(None, [exc], found=False)
                 continue
-            group: Any = place if setup.session_column is None else str(values.get(setup.session_column))
+            shared = None if setup.session_column is None else values.get(setup.session_column)
+            group: Any = place if shared is None else f"{type(shared).__name__} {shared}"
             unit = groups.setdefault(group, _Unit([], []))
             unit.places.append(place)
             unit.inputs.append(read)
@@ -231,9 +249,12 @@ class BatchRunner:
         if self._own().session_column is None:
             results[unit.places[0]] = self._ended(session_id, outcomes, found=found)
             return
-        for place, outcome in zip(unit.places, outcomes, strict=True):
-            if not _was_stopped(outcome):
-                results[place] = self._ended(session_id, [outcome], found=found)
+        first = 0
+        for place, read in zip(unit.places, unit.inputs, strict=True):
+            mine = outcomes[first : first + len(read.inputs)] or outcomes[-1:]  # a session that was refused has one end
+            first += len(read.inputs)
+            if not any(map(_was_stopped, mine)):
+                results[place] = self._ended(session_id, mine, found=found)
 
     async def _outcomes(
         self, unit: _Unit, work: RowWork, entries: Mapping[str, LedgerEntry]
@@ -252,6 +273,12 @@ class BatchRunner:
                 outcomes = await self._run(work)
                 if outcomes is None or self._was_stopped(outcomes):
                     break
+                if any(isinstance(outcome, SessionDraining) for outcome in outcomes):
+                    await self._drain("the runtime is draining")
+                    break
+                if any(isinstance(outcome, StorageFull) for outcome in outcomes):
+                    await asyncio.sleep(_FULL_RETRY_S)  # it goes on when there is room
+                    continue
                 if not any(_has_reason(outcome, WOUND_DOWN) for outcome in outcomes):
                     return outcomes, work.session_id, False
                 attempt += 1  # its server was emptied: it begins anew elsewhere
@@ -276,9 +303,7 @@ class BatchRunner:
         try:
             return await sender.run(work)
         except SessionDraining as exc:
-            if self._job is not None:
-                await self._job.stop.remote(Stop.DRAIN, exc.message)
-            self._stop = Stop.DRAIN
+            await self._drain(exc.message)
             return None
         except RuntimeGone:
             raise
@@ -288,10 +313,22 @@ class BatchRunner:
             self._under_way.discard(work.session_id)
             self._counts.running = len(self._under_way)
 
+    async def _drain(self, reason: str) -> None:
+        """Nothing else begins, here and elsewhere."""
+        self._stop = Stop.DRAIN
+        if self._job is not None:
+            await self._job.stop.remote(Stop.DRAIN, reason)
+
     def _ended(self, session_id: str | None, outcomes: Sequence[Outcome], *, found: bool) -> dict[str, Any]:
         columns = result_columns(session_id, outcomes)
         self._counts.add(columns, found=found)
         return columns
+
+
+def _driver_name() -> str:
+    """The same for all processes of one driver, and for no other driver on any cluster."""
+    context = ray.get_runtime_context()
+    return f"pipeline-{context.get_session_name()}-{context.get_job_id()}"[-JOB_NAME_LENGTH:].lstrip("-_.")
 
 
 def _with_options(setup: Setup) -> Any:

@@ -2,8 +2,10 @@
 
 import hashlib
 import math
+import re
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from ...adapters.run_option_parsing import parse_run_options
 from ...domain.batch_input import RowLayout
 from ...domain.batch_options import TURN_DEFAULTS, BatchOptions
 from ...domain.batch_row import JOB_PREFIX, RowsPlan
-from ...domain.errors import SessionNotFound, ValidationError
+from ...domain.errors import InvalidTransition, SessionNotFound, ValidationError
 from ...domain.placement import ROWS_PER_SERVER
 from ...domain.session import TENANT, Session, SessionSpec
 
@@ -175,9 +177,15 @@ async def find_job(runtime: Runtime, job: str) -> Session | None:
     number = 1
     while True:
         try:
-            found = await runtime.asession(_job_session_id(job, number))
+            session = await runtime.asession(_job_session_id(job, number))
         except SessionNotFound:
             return found
+        if JOB not in session.metadata:
+            raise ValidationError(
+                f"Session {session.id} is not of a batch; give the job another name.",
+                details={"field": "batch.job"},
+            )
+        found = session
         number += 1
 
 
@@ -194,7 +202,8 @@ async def _job_session(
     handle = await runtime.aopen_session(
         session_id, agent_id=options.agent_id, metadata=metadata, idempotency_key=secrets.token_hex(12)
     )
-    await handle.complete.remote()  # it says that the job is there; nothing ever runs in it
+    with suppress(InvalidTransition):  # it says that the job is there; nothing ever runs in it
+        await runtime.answer(handle.complete.options(call_id=f"job:{session_id}").remote())
     return await runtime.asession(session_id), True
 
 
@@ -207,7 +216,7 @@ def job_name(output: str | Path | None) -> str:
     if output is None:
         return f"batch-{secrets.token_hex(8)}"
     path = Path(output).expanduser().resolve()
-    plain = "".join(one if one.isalnum() or one in "._-" else "-" for one in path.name).strip(".-_")[:40]
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", path.name).strip(".-_")[:40]
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     return f"{plain or 'batch'}-{digest}"
 
