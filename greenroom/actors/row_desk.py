@@ -15,6 +15,7 @@ from ..domain.errors import (
     StorageFull,
     WriterFenced,
 )
+from ..domain.placement import ROWS_PER_SERVER
 from ..domain.run_options import RunOptions
 from ..domain.session import SessionSpec
 from ..domain.tool import NoTools, Toolbox
@@ -113,9 +114,9 @@ class RowDesk:
         if packed is None:
             return NoTools()
         if packed not in self._toolboxes:
-            self._toolboxes[packed] = unpacked(packed)
-            if len(self._toolboxes) > MAX_TOOLBOXES:
-                self._toolboxes.pop(next(iter(self._toolboxes))).close()
+            self._toolboxes[packed] = unpacked(packed, max_threads=ROWS_PER_SERVER)
+            if len(self._toolboxes) > MAX_TOOLBOXES:  # not closed: rows may be using it, and it goes with the last one
+                del self._toolboxes[next(iter(self._toolboxes))]
         return self._toolboxes[packed]
 
     async def _carry_out(
@@ -175,8 +176,8 @@ async def _outcome(live: LiveSession, run_id: str) -> Outcome:
         return exc.with_traceback(None)
 
 
-def unpacked(tools: bytes) -> "CallableToolbox":
+def unpacked(tools: bytes, *, max_threads: int | None = None) -> "CallableToolbox":
     """The tools of a session, ready for use."""
     from ..adapters.tool_packing import unpack_toolbox  # noqa: PLC0415  most sessions have none
 
-    return unpack_toolbox(tools)
+    return unpack_toolbox(tools, max_threads=max_threads)

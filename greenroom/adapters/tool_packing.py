@@ -22,6 +22,6 @@ def join_toolboxes(packed: Sequence[bytes]) -> bytes:
     return msgpack.packb([tool for one in packed for tool in msgpack.unpackb(one)])
 
 
-def unpack_toolbox(packed: bytes) -> CallableToolbox:
-    """The tools again; one that cannot be restored answers tool_not_found."""
-    return unpack_tools(msgpack.unpackb(packed))
+def unpack_toolbox(packed: bytes, *, max_threads: int | None = None) -> CallableToolbox:
+    """The tools again; one that cannot be restored answers tool_not_found. `max_threads`: see CallableToolbox."""
+    return unpack_tools(msgpack.unpackb(packed), max_threads=max_threads)

@@ -60,8 +60,12 @@ class CallableToolbox:
     tool that is past its time, or whose run is cancelled, goes on unseen and keeps its thread until it returns.
     """
 
-    def __init__(self, tools: Iterable[ToolLike] = (), *, lost: Iterable[ToolSpec] = ()) -> None:
-        """`lost` are tools that could not be restored: listed, and answered with tool_not_found."""
+    def __init__(
+        self, tools: Iterable[ToolLike] = (), *, lost: Iterable[ToolSpec] = (), max_threads: int | None = None
+    ) -> None:
+        """`lost` are tools that could not be restored: listed, and answered with tool_not_found. `max_threads` sync
+        tools run at once, eight if None: as many as a session needs, too few for one that many sessions share."""
+        self._max_threads = max_threads or MAX_TOOL_THREADS
         self._specs: dict[str, ToolSpec] = {}
         self._tools: dict[str, Tool] = {}
         self._executor: ThreadPoolExecutor | None = None
@@ -107,7 +111,7 @@ class CallableToolbox:
 
     async def _in_thread(self, called: Tool, bound: inspect.BoundArguments) -> ToolResult:
         if self._executor is None:
-            self._executor = ThreadPoolExecutor(MAX_TOOL_THREADS, thread_name_prefix="greenroom-tool")
+            self._executor = ThreadPoolExecutor(self._max_threads, thread_name_prefix="greenroom-tool")
         context = contextvars.copy_context()
         running = self._executor.submit(context.run, _guarded, called.function, bound)
         try:
@@ -183,7 +187,7 @@ def pack_tool(given: ToolLike) -> dict[str, Any]:
         ) from exc
 
 
-def unpack_tools(records: Iterable[Mapping[str, Any]]) -> CallableToolbox:
+def unpack_tools(records: Iterable[Mapping[str, Any]], *, max_threads: int | None = None) -> CallableToolbox:
     """The toolbox that `pack_tool` packed, one record per tool. A tool that cannot be restored here stays listed."""
     restored: list[Tool] = []
     lost: list[ToolSpec] = []
@@ -194,7 +198,7 @@ def unpack_tools(records: Iterable[Mapping[str, Any]]) -> CallableToolbox:
         except Exception as exc:  # noqa: BLE001  # importing and unpickling run foreign code; calls say that it is lost
             _log.warning("tool_lost", tool=spec.name, error=repr(exc))
             lost.append(spec)
-    return CallableToolbox(restored, lost=lost)
+    return CallableToolbox(restored, lost=lost, max_threads=max_threads)
 
 
 def spec_to_record(spec: ToolSpec) -> dict[str, Any]:

@@ -206,13 +206,13 @@ def test_an_output_is_there_when_it_is_whole_and_replaces_only_its_own(tmp_path:
     for number in (1, 2):
         output = Output(tmp_path / name, "job")
         path = output.begin()
-        (path if output.is_jsonl else path / f"part-{number}").write_text(str(number))
+        (path if output.is_jsonl else path / f"part-{number}.parquet").write_text(str(number))
         assert (tmp_path / name).exists() == (number == 2)
         output.finish({"job": "job", "n": number})
 
     assert json.loads(output.summary_path.read_text())["n"] == 2
     found = (tmp_path / name).read_text() if output.is_jsonl else [one.name for one in (tmp_path / name).glob("part-*")]
-    assert found == ("2" if output.is_jsonl else ["part-2"])
+    assert found == ("2" if output.is_jsonl else ["part-2.parquet"])
     assert not [one.name for one in tmp_path.iterdir() if one.name.startswith(".")]
     with pytest.raises(ValidationError, match="is the output of job 'job'"):
         Output(tmp_path / name, "another")
@@ -252,3 +252,14 @@ def test_nothing_is_replaced_that_was_put_there_meanwhile(tmp_path: Path) -> Non
         output.finish({"job": "job"})
 
     assert (tmp_path / "out.jsonl").read_text() == "thesis"
+
+
+def test_a_directory_with_something_else_in_it_is_not_replaced(tmp_path: Path) -> None:
+    output = Output(tmp_path / "out", "job")
+    (output.begin() / "part-1.parquet").write_text("rows")
+    output.finish({"job": "job"})
+    Output(tmp_path / "out", "job")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+
+    with pytest.raises(ValidationError, match=r"notes\.txt"):
+        Output(tmp_path / "out", "job")

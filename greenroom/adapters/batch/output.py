@@ -45,6 +45,11 @@ class Output:
             raise _refusal(
                 f"{self.path} is there already, and was not written by a batch; choose another output"
             ) from None
+        strange = [] if self.is_jsonl else [path.name for path in self.path.iterdir() if not _is_written_by_us(path)]
+        if strange:
+            raise _refusal(
+                f"{self.path} has files beside those of a batch ({strange[0]}); move them, or choose another"
+            )
         if owner != self.job:
             raise _refusal(
                 f"{self.path} is the output of job {owner!r}; choose another output, or go on with that job by its name"
@@ -144,6 +149,10 @@ def results_in(path: Path, *, prefix: str, see: Callable[[Mapping[str, Any]], No
     for batch in dataset.to_batches(columns=wanted):
         for row in cast("list[dict[str, Any]]", batch.to_pylist()):
             see({name.removeprefix(prefix): value for name, value in row.items()})
+
+
+def _is_written_by_us(path: Path) -> bool:
+    return path.name == SUMMARY_NAME or (path.suffix == ".parquet" and path.is_file())
 
 
 def _refusal(text: str) -> ValidationError:

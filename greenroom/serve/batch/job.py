@@ -115,6 +115,8 @@ class Batch:
                 work.start()
                 last = self._wait(progress)
             if self._error is not None:
+                if self.output is not None:
+                    self.output.give_up()
                 raise _translated(self._error)
             return self._finished(summary, last, time.monotonic() - began)
         finally:
