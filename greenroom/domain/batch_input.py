@@ -31,8 +31,6 @@ class RowLayout:
     """The column with a list of inputs, which follow each other in one session."""
     tools: str = _TOOLS
     """The column with the names of those of the job's tools that the row may use; all, where a row has none."""
-    has_template: bool = False
-    """Whether the input is made by a template of all columns, and not of a column."""
 
 
 class RowInput(NamedTuple):

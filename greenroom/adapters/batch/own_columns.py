@@ -38,15 +38,12 @@ class Kind(StrEnum):
 Columns = dict[str, Kind]
 
 
-def columns_of(chunks: Iterable[Chunk]) -> tuple[Columns, int]:
-    """The columns of all rows, and how many of the rows are none. Reads everything through once."""
+def columns_of(chunks: Iterable[Chunk]) -> Columns:
+    """The columns of all rows. Reads everything through once."""
     columns: Columns = {}
-    broken = 0
     for chunk in chunks:
-        rows = read_chunk(chunk)
-        broken += sum(row.error is not None for row in rows)
-        join_columns(columns, rows)
-    return columns, broken
+        join_columns(columns, read_chunk(chunk))
+    return columns
 
 
 def join_columns(columns: Columns, rows: Iterable[SourceRow]) -> None:

@@ -83,6 +83,7 @@ class Batch:
         self._options = options
         self._tools = tools
         self._job: Any = None
+        self._asked: tuple[Stop, str] | None = None
         self._error: BaseException | None = None
         self._over = threading.Event()
         self._job_name = options.job or (
@@ -105,15 +106,13 @@ class Batch:
         self._job = self._claim(runtime, source)
         try:
             setup = self._prepared(runtime, source, runners)
-            if source.total is not None:
-                _ask(self._job.expect.remote(source.total))
             summary = BatchSummary(
                 job=self.name, output=None if self.output is None else str(self.output.path), total=source.total
             )
             work = threading.Thread(target=self._guarded, args=(source, setup, runners, summary), daemon=True)
             with native_lines_dropped(RAY_LOG_LINE):  # of how Ray Data starts its actors
                 work.start()
-                last = self._wait(progress)
+                last = self._wait(source.total, progress)
             if self._error is not None:
                 if self.output is not None:
                     self.output.give_up()
@@ -125,6 +124,7 @@ class Batch:
 
     def stop(self, stop: Stop, reason: str) -> None:
         """End sooner than the rows do."""
+        self._asked = (stop, reason)
         if self._job is not None:
             self._job.stop.remote(stop, reason)
 
@@ -217,7 +217,7 @@ class Batch:
             rows.write_parquet(str(path), min_rows_per_file=MIN_ROWS_PER_FILE)
             results_in(path, prefix=setup.prefix, see=summary.see)
 
-    def _wait(self, progress: Callable[[Progress], None] | None) -> Progress | None:
+    def _wait(self, total: int | None, progress: Callable[[Progress], None] | None) -> Progress | None:
         """Until it is done, whatever comes between."""
         asked, last, cancel_at = Stop.NO, None, math.inf
         while True:
@@ -225,6 +225,10 @@ class Batch:
                 # Not join: interrupted in it, Python 3.11 takes a thread for ended that is not (bpo-45274).
                 is_over = self._over.wait(_LOOK_S)
                 found: Progress = _ask(self._job.progress.remote())
+                if found.total != total:  # it does not know yet, or was started anew
+                    self._job.expect.remote(total)
+                if self._asked is not None and found.stop is Stop.NO:
+                    self.stop(*self._asked)
                 if found.stop is Stop.DRAIN and cancel_at == math.inf:
                     cancel_at = time.monotonic() + self._options.drain_s
                 if time.monotonic() > cancel_at:
@@ -306,7 +310,9 @@ def find_source(given: Any, *, options: BatchOptions, split: str | None, rows: i
 def _of_chunks(chunks: Sequence[Chunk], shown: str, options: BatchOptions) -> Source:
     from .chunk_source import dataset_of  # noqa: PLC0415  loads Ray Data
 
-    columns, _ = columns_of(chunks)
+    if not chunks:
+        raise _no_rows(shown)
+    columns = columns_of(chunks)
     with quiet_data():
         dataset = _grouped(dataset_of(chunks, columns), columns, options, numbered=True)
     return Source(
@@ -324,10 +330,14 @@ def _of_items(items: Sequence[Any], options: BatchOptions, rows: int) -> Source:
     join_columns(columns, read)
     tables = [table_of(read[start : start + rows], columns) for start in range(0, len(read), rows)]
     if not tables:
-        raise ValidationError("The source has no rows.", details={"field": "source"})
+        raise _no_rows("The list")
     with quiet_data():
         dataset = _grouped(extra_module("ray.data").from_arrow(tables), columns, options, numbered=True)
     return Source(dataset=dataset, total=len(read), columns=columns, names=tuple(columns), shown="a list")
+
+
+def _no_rows(shown: str) -> ValidationError:
+    return ValidationError(f"{shown} has no rows.", details={"field": "source"})
 
 
 def _source_row(number: int, item: Any) -> SourceRow:

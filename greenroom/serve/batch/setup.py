@@ -132,7 +132,6 @@ async def prepare(
             key=options.key,
             prompt=options.prompt,
             turns=options.turns,
-            has_template=options.template is not None,
         ),
         template=template,
         session_column=options.session,
