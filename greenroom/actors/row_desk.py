@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..adapters.logs import get_logger
-from ..adapters.run_option_parsing import parse_run_options
 from ..domain.batch_row import RowsPlan, RowWork
 from ..domain.errors import (
     GreenroomError,
@@ -16,7 +15,6 @@ from ..domain.errors import (
     WriterFenced,
 )
 from ..domain.placement import ROWS_PER_SERVER
-from ..domain.run_options import RunOptions
 from ..domain.session import SessionSpec
 from ..domain.tool import NoTools, Toolbox
 from .live_session import LiveSession, NeedsOwnServer, row_call_id
@@ -59,7 +57,6 @@ class RowDesk:
         served; `leave` lets a session go that has ended."""
         self._settings = settings
         self._providers: ProviderSet | None = None
-        self._parsed: tuple[Mapping[str, Any], RunOptions] | None = None
         self._toolboxes: dict[bytes, CallableToolbox] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._begin = begin
@@ -95,12 +92,6 @@ class RowDesk:
         self._settings = settings
         if self._providers is not None:
             self._providers.declare(settings["providers"], settings["routers"])
-
-    def _options_of(self, plan: RowsPlan) -> RunOptions:
-        """Parsed once: it costs as much as a short run."""
-        if self._parsed is None or self._parsed[0] != plan.options:
-            self._parsed = plan.options, parse_run_options({}, plan.options)
-        return self._parsed[1]
 
     def _providers_of(self, plan: RowsPlan) -> ProviderSet:
         """One for all rows here: one pool of connections to a provider. One that starts processes has one session."""
@@ -142,9 +133,8 @@ class RowDesk:
         call_id = row_call_id(row.session_id)
         live.write_first()
         try:
-            options = self._options_of(plan)
             run_ids = await live.submit_runs(
-                row.inputs, options, [None] * len(row.inputs), call_id, acknowledged=False
+                row.inputs, plan.options, [None] * len(row.inputs), call_id, acknowledged=False
             )  # nobody is told of them before they have ended, and that is durable after this
         except (SessionMoved, WriterFenced):
             raise

@@ -78,7 +78,7 @@ class SessionServer:
         # What is there by now stays: the collector need not look at it again and again. A scripted run took 203 us of
         # CPU with the default thresholds and 186 with these (medians of four, noisy machine).
         gc.freeze()
-        gc.set_threshold(100_000, 20, 20)
+        gc.set_threshold(20_000, 20, 20)
         self._name = name
         self._directory = directory
         self._stores = stores

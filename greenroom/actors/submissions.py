@@ -23,6 +23,10 @@ MAX_KEPT_OPTIONS = 64
 _STEERED = frozenset({EventType.SESSION_STEERED})
 
 
+_WITHOUT_DEFAULTS: AnsweredCalls[RunOptions] = AnsweredCalls(MAX_KEPT_OPTIONS)
+"""Of all sessions of the process that have no run_defaults: rows of a batch have a session each, and all the same."""
+
+
 class Submissions:
     """Call ids, idempotency keys and run options of one session."""
 
@@ -84,16 +88,15 @@ class Submissions:
     def options(self, given: object) -> RunOptions:
         """The run's options; the same object for the same options, since parsing them costs as much as a short run."""
         defaults = self._session.run_defaults
-        if isinstance(given, RunOptions) and not defaults:
-            return given
+        kept = self._options if defaults else _WITHOUT_DEFAULTS
         try:
             key: bytes = msgpack.packb(given)
         except (TypeError, ValueError, OverflowError):  # a RunOptions, or what parsing will refuse
             return parse_run_options(defaults, given)  # pyright: ignore[reportArgumentType]  checked there
-        parsed = self._options.get(key)
+        parsed = kept.get(key)
         if parsed is None:
             parsed = parse_run_options(defaults, given)  # pyright: ignore[reportArgumentType]  checked there
-            self._options.keep(key, parsed)
+            kept.keep(key, parsed)
         return parsed
 
 

@@ -35,7 +35,8 @@ class Counts:
     found_failed: int = 0
     """Of those, the ones that had not completed."""
     running: int = 0
-    tokens: int = 0
+    tokens: Counter[str] = field(default_factory=Counter[str])
+    """`input_tokens`, `output_tokens`, `total_tokens`."""
     cost_usd: float = 0.0
 
     @property
@@ -47,7 +48,7 @@ class Counts:
         """Rows that ended and did not complete."""
         return self.ended - self.statuses["completed"]
 
-    def add(self, columns: Mapping[str, Any], *, found: bool) -> None:
+    def add(self, columns: Mapping[str, Any], *, found: bool = False) -> None:
         """A row has ended with these columns."""
         self.statuses[columns["status"]] += 1
         if columns["error_code"] is not None:
@@ -56,7 +57,7 @@ class Counts:
             self.providers[columns["provider"]] += 1
         self.found += found
         self.found_failed += found and columns["error_code"] is not None
-        self.tokens += columns["total_tokens"]
+        self.tokens.update({name: columns[name] for name in ("input_tokens", "output_tokens", "total_tokens")})
         self.cost_usd += columns["cost_usd"] or 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,7 +68,7 @@ class Counts:
             "providers": dict(self.providers),
             "found": self.found,
             "running": self.running,
-            "tokens": self.tokens,
+            "tokens": dict(self.tokens),
             "cost_usd": self.cost_usd,
         }
 
@@ -79,7 +80,7 @@ class Counts:
         self.found += other.found
         self.found_failed += other.found_failed
         self.running += other.running
-        self.tokens += other.tokens
+        self.tokens.update(other.tokens)
         self.cost_usd += other.cost_usd
 
 

@@ -172,10 +172,11 @@ def _described(summary: "BatchSummary") -> str:
 
     total = "" if summary.total is None else f" of {summary.total}"
     errors = ", ".join(f"{code} {count}" for code, count in summary.errors.most_common())
+    tokens = summary.counts.tokens["total_tokens"]
     lines = [
         f"{summary.ended}{total} rows in {duration(summary.seconds)}, {summary.found} of them done before",
         f"{summary.statuses['completed']} completed, {summary.failed} failed{f' ({errors})' if errors else ''}",
-        f"{summary.tokens['total_tokens']:,} tokens, {summary.cost_usd:.4f} USD; written to {summary.output}",
+        f"{tokens:,} tokens, {summary.counts.cost_usd:.4f} USD; written to {summary.output}",
     ]
     return "".join(f"{line}\n" for line in lines)
 

@@ -200,8 +200,12 @@ def test_a_stop_only_ever_gets_harder() -> None:
 def test_a_summary_counts_what_came_out() -> None:
     summary = BatchSummary(job="j", total=3)
     for outcome in (result(), ProviderOverloaded("busy"), result(cost_usd=None)):
-        summary.see(result_columns("ses_1", [outcome]))
+        summary.counts.add(result_columns("ses_1", [outcome]))
 
     assert (2, 1, True) == (summary.statuses["completed"], summary.failed, summary.is_complete)
-    assert ({"provider_overloaded": 1}, 10, 0.5) == (summary.errors, summary.tokens["total_tokens"], summary.cost_usd)
+    assert ({"provider_overloaded": 1}, 10, 0.5) == (
+        summary.errors,
+        summary.counts.tokens["total_tokens"],
+        summary.counts.cost_usd,
+    )
     assert summary.to_dict()["complete"] is True

@@ -33,6 +33,7 @@ from greenroom.domain.errors import (
 from greenroom.domain.event import Event, EventType, NewEvent
 from greenroom.domain.provider import ProviderEvent, ProviderRequest as Request
 from greenroom.domain.run import RunResult, RunStatus
+from greenroom.domain.run_options import RunOptions
 from greenroom.domain.session import SessionState
 
 from .live_session_world import (
@@ -129,6 +130,16 @@ async def test_the_result_is_the_same_from_the_session_and_from_the_log(world: W
     assert await world.recorded_outcome(run_id) == result
     assert ("m-1", "scripted", 1) == (result.model, result.provider, result.attempts)
     assert 15 == result.token_usage["total_tokens"]
+
+
+async def test_options_that_were_made_as_such_are_checked_like_any_others(world: World) -> None:
+    live = await world.open()
+
+    for options in (RunOptions(metadata={"a": b"bytes"}), RunOptions(policies=({"name": "p", "limits": {"no": 1}},))):
+        with pytest.raises(ValidationError):
+            await live.submit_runs(["Hi."], options, [None], world.call())
+
+    assert not [one for one in await world.types() if one.startswith("run_")]
 
 
 @pytest.mark.parametrize(

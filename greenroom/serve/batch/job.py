@@ -86,9 +86,7 @@ class Batch:
         self._asked: tuple[Stop, str] | None = None
         self._error: BaseException | None = None
         self._over = threading.Event()
-        self._job_name = options.job or (
-            job_name(str(output)) if output is not None else f"batch-{os.getpid()}-{time.time_ns():x}"
-        )
+        self._job_name = options.job or job_name(output)
         self.output = None if output is None else Output(output, self._job_name)
 
     @property
@@ -211,11 +209,13 @@ class Batch:
         if self.output is None:
             summary.rows = _kept(rows, setup, summary)
         elif self.output.is_jsonl:
-            write_jsonl(_tables(rows), self.output.begin(), columns=setup.columns, prefix=setup.prefix, see=summary.see)
+            write_jsonl(
+                _tables(rows), self.output.begin(), columns=setup.columns, prefix=setup.prefix, see=summary.counts.add
+            )
         else:
             path = self.output.begin()
             rows.write_parquet(str(path), min_rows_per_file=MIN_ROWS_PER_FILE)
-            results_in(path, prefix=setup.prefix, see=summary.see)
+            results_in(path, prefix=setup.prefix, see=summary.counts.add)
 
     def _wait(self, total: int | None, progress: Callable[[Progress], None] | None) -> Progress | None:
         """Until it is done, whatever comes between."""
@@ -248,7 +248,7 @@ class Batch:
     def _finished(self, summary: BatchSummary, last: Progress | None, seconds: float) -> BatchSummary:
         summary.seconds = seconds
         if last is not None:
-            summary.found = last.counts.found
+            summary.counts.found = last.counts.found
             is_whole = summary.total is None or summary.ended == summary.total
             summary.stopped = last.stop_reason if last.stop_reason or is_whole else "not all rows have ended"
             if summary.ended == summary.total:
@@ -433,7 +433,7 @@ def _kept(rows: Any, setup: Setup, summary: BatchSummary) -> list[dict[str, Any]
         for row in table.to_pylist():
             number = row.pop(ROW_NUMBER, len(found))
             results = {name: row.pop(setup.prefix + name) for name in RESULT_COLUMNS}
-            summary.see(results)
+            summary.counts.add(results)
             own = values_of(row, setup.columns)
             found.append((number, {**own, **{setup.prefix + name: value for name, value in results.items()}}))
     return [row for _, row in sorted(found, key=lambda one: one[0])]

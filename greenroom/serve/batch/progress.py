@@ -31,7 +31,7 @@ def described(progress: Progress, accounts: Mapping[str, "AccountState"]) -> str
         parts.append(f"{progress.waiting} to come")
     if len(counts.providers) > 1:
         parts.append(_most(counts.providers))
-    parts.append(f"{counts.tokens:,} tokens")
+    parts.append(f"{counts.tokens['total_tokens']:,} tokens")
     if counts.cost_usd:
         parts.append(f"{counts.cost_usd:.4f} USD")
     parts.append(f"{progress.rate:.1f} rows/s")
