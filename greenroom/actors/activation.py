@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from ..adapters.json_safety import require_json_safe
 from ..adapters.run_option_parsing import parse_run_options
 from ..domain.approval import APPROVAL_TYPES, Approval, fold_approvals
+from ..domain.batch_row import RowsPlan, RowWork
 from ..domain.errors import GreenroomError, RunInterrupted, SessionNotFound
-from ..domain.event import Event, EventType, NewEvent, from_microseconds
+from ..domain.event import Event, EventType, NewEvent
 from ..domain.event_log import CommitListener, CommittedBatch, EventLog, SessionRecords
 from ..domain.identifiers import IdFactory
 from ..domain.policy import POLICY_QUESTION
-from ..domain.record_projection import fold_session
+from ..domain.record_projection import fold_session, new_session
 from ..domain.recovery import CRASH_REASONS, Recovery, recovery_of
 from ..domain.run import Run, RunStatus
 from ..domain.run_options import RunOptions
@@ -123,7 +124,7 @@ class Activation:
             if spec is None:
                 log.release(session_id, ownership.epoch)
                 raise SessionNotFound(details={"session_id": session_id})
-            events = self._creation(spec, idempotency_key)
+            events = self._creation(self._creation_data(spec), idempotency_key)
             await log.append(session_id, ownership.epoch, events)
             session = _fold(listener.early, ownership.epoch)
         live = self._live(
@@ -143,34 +144,39 @@ class Activation:
 
     async def begin(
         self,
-        specs: Mapping[str, SessionSpec],
+        rows: Sequence[RowWork],
+        plan: RowsPlan,
         *,
         providers: ProviderSet,
-        tools: Callable[[str], Toolbox],
+        tools: Callable[[RowWork], Toolbox],
         on_lost: Callable[[str], None],
         on_idle: Callable[[str], None],
         home: Callable[[str], str],
         shared: bool,
     ) -> dict[str, LiveSession]:
-        """Become the first owner of those of the sessions that do not exist yet, all at once; the others are left out,
-        and nothing changes for them. Their first events are theirs to write, with `write_first`.
+        """Become the first owner of those of the rows' sessions that do not exist yet, all at once; the others are left
+        out, and nothing changes for them. Their first events are written with their first runs.
         """
         await self._log.require_room()
-        creations = {session_id: self._creation(spec, None) for session_id, spec in specs.items()}
-        listeners = {session_id: _Listener() for session_id in specs}
+        common = self._creation_data(plan.spec)
+        own = {row.session_id: plan.own_of(row) for row in rows}
+        require_json_safe(own, field="batch.key")
+        listeners = {row.session_id: _Listener() for row in rows}
         ownerships = await self._log.acquire_new(listeners, self._owner)
         begun: dict[str, LiveSession] = {}
-        for (session_id, listener), ownership in zip(listeners.items(), ownerships, strict=True):
+        for row, ownership in zip(rows, ownerships, strict=True):
             if ownership is None:
                 continue
-            events = creations[session_id]
+            session_id = row.session_id
+            listener = listeners[session_id]
+            events = self._creation({**common, **own[session_id]}, None)
             begun[session_id] = live = self._live(
-                _uncommitted(session_id, events, ownership.epoch),
+                new_session(session_id, *events, epoch=ownership.epoch),
                 epoch=ownership.epoch,
                 last_seq=0,
                 providers=providers,
                 home=home(session_id),
-                tools=tools(session_id),
+                tools=tools(row),
                 on_lost=partial(on_lost, session_id),
                 on_idle=partial(on_idle, session_id),
                 shared=shared,
@@ -179,7 +185,7 @@ class Activation:
             listener.turn_to(live.feed.add)
         return begun
 
-    def _creation(self, spec: SessionSpec, idempotency_key: str | None) -> list[NewEvent]:
+    def _creation_data(self, spec: SessionSpec) -> dict[str, Any]:
         data = {
             "agent_id": spec.agent_id,
             "provider": spec.provider or self._default_provider,
@@ -194,12 +200,16 @@ class Activation:
         }
         require_json_safe(data, field="session")
         refuse_secrets(spec.run_defaults.get("provider_options") or {}, field="run_defaults.provider_options")
+        return data
+
+    def _creation(self, data: dict[str, Any], idempotency_key: str | None) -> tuple[NewEvent, NewEvent]:
+        """session_created and session_started."""
         metadata = {} if idempotency_key is None else {"idempotency_key": idempotency_key}
         now = self._now_us()
-        return [
+        return (
             NewEvent(self._ids.event_id(), EventType.SESSION_CREATED, now, None, None, None, data, metadata),
             NewEvent(self._ids.event_id(), EventType.SESSION_STARTED, now, None, None, None, {}, {}),
-        ]
+        )
 
 
 def _needs_own_server(
@@ -222,29 +232,6 @@ def _fold(batches: list[CommittedBatch], epoch: int) -> Session:
         for event in batch.events():
             session = fold_session(session, event, epoch=epoch)
     assert session is not None, "the append was answered, so its batch was heard of"
-    return session
-
-
-def _uncommitted(session_id: str, events: Sequence[NewEvent], epoch: int) -> Session:
-    """The record as it will be: these are the first events of the session."""
-    session: Session | None = None
-    for seq, new in enumerate(events, start=1):
-        happened = from_microseconds(new.timestamp_us)
-        event = Event(
-            seq=seq,
-            id=new.id,
-            session_id=session_id,
-            run_id=None,
-            attempt=None,
-            type=new.type,
-            timestamp=happened,
-            recorded_at=happened,
-            provider=None,
-            data=new.data,
-            metadata=new.metadata,
-        )
-        session = fold_session(session, event, epoch=epoch)
-    assert session is not None, "there are events"
     return session
 
 

@@ -1,7 +1,6 @@
 """What a run of a live session asks before it starts: of routers and accounts, and of limits that lie outside it."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,10 +28,16 @@ BUDGET_QUESTION = "greenroom.budget"
 """The name under which a person is asked if a run may go beyond a budget."""
 
 
-class Refuse(Protocol):
-    """Ends a run that may not start."""
+class Starter(Protocol):
+    """Whose runs ask to start. It comes with each call: kept, it would be a circle that only the collector ends."""
 
-    def __call__(self, run: LiveRun, error: GreenroomError) -> object: ...
+    def retry(self) -> None:
+        """The run should be asked for again, or it has been ended."""
+
+    def refuse(self, run: LiveRun, error: GreenroomError) -> None:
+        """End a run that may not start."""
+
+    def has_started(self, run_id: str) -> bool: ...
 
 
 class Admissions:
@@ -47,27 +52,22 @@ class Admissions:
         budget: "SessionBudget | None",
         approvals: Approvals,
         writer: SessionWriter,
-        refuse: Refuse,
-        has_started: Callable[[str], bool],
     ) -> None:
         self._placer = placer
         self._gates = [one for one in (budget, gate) if one is not None]
-        self._tenant = session.tenant
-        self._scopes = scopes_of(session.tenant, session.project)
+        self._session = session
         self._approvals = approvals
         self._writer = writer
-        self._refuse = refuse
-        self._has_started = has_started
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._admitted: set[str] = set()
 
-    def admit(self, run: LiveRun, retry: Callable[[], None]) -> bool:
-        """Whether the run may start now. If not, `retry` is called when it should be asked for again, or the run has
-        been ended."""
+    def admit(self, run: LiveRun, starter: Starter) -> bool:
+        """Whether the run may start now. If not, the starter is told to `retry` when it should be asked for again, or
+        to `refuse` the run."""
         if run.run_id in self._admitted or (not self._gates and self._placer.is_free(run)):
             return True
         if run.run_id not in self._asking:
-            self._asking[run.run_id] = asyncio.get_running_loop().create_task(self._ask(run, retry))
+            self._asking[run.run_id] = asyncio.get_running_loop().create_task(self._ask(run, starter))
         return False
 
     def release(self, run: LiveRun) -> None:
@@ -80,7 +80,7 @@ class Admissions:
         for gate in self._gates:
             gate.leave(run.run_id, run.used())
 
-    async def _ask(self, run: LiveRun, retry: Callable[[], None]) -> None:
+    async def _ask(self, run: LiveRun, starter: Starter) -> None:
         try:
             # Slots and budgets first, then the account: a run that is tried again holds those while it waits for its
             # account, so in the other order two runs could wait for each other.
@@ -91,15 +91,15 @@ class Admissions:
             await self._placer.place(run)
             self.placed(run)
         except GreenroomError as exc:
-            self._refuse(run, exc)
+            starter.refuse(run, exc)
         except Exception:  # noqa: BLE001  recorded: the run ends with it
             _log.exception("admission_raised", run_id=run.run_id)
-            self._refuse(run, InternalError("The run could not be admitted."))
+            starter.refuse(run, InternalError("The run could not be admitted."))
         else:
             self._admitted.add(run.run_id)
             self._asking.pop(run.run_id, None)
-            retry()
-            if not self._has_started(run.run_id):  # the session was paused meanwhile: others may have what it holds
+            starter.retry()
+            if not starter.has_started(run.run_id):  # the session was paused meanwhile: others may have what it holds
                 self.release(run)
 
     def placed(self, run: LiveRun) -> None:
@@ -115,9 +115,9 @@ class Admissions:
         slot = Slot(
             run_id=run.run_id,
             provider=provider,
-            tenant=self._tenant,
+            tenant=self._session.tenant,
             priority=run.options.priority,
-            scopes=self._scopes,
+            scopes=scopes_of(self._session.tenant, self._session.project),
             model=run.options.model,
             most=Amount.of(tightest(hard, Metric.COST_USD), tightest(hard, Metric.TOTAL_TOKENS)),
         )

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -87,7 +87,6 @@ class Attempts:
         self._end = end
         self._placer = placer
         self._placed = placed
-        self._specs = {spec.name: spec for spec in tools.specs()}
         self._home = home
         self._past = past
         self._conversations = dict(session.conversations)
@@ -102,9 +101,8 @@ class Attempts:
                 continue
             if run.deadline is None:
                 self.set_deadline(run)
-            if any(policy.limits for policy in run.policies):
+            if run.policies and any(policy.limits for policy in run.policies):
                 run.limits = self._limits_of(run)
-                now_us = self._writer.now_us()
                 now_us = self._writer.now_us()
                 run.limits.start((now_us - (run.first_started_at_us or now_us)) / 1_000_000)
             run.task = self._loop.create_task(self._execute(run))
@@ -124,6 +122,15 @@ class Attempts:
     def keep_conversation(self, provider: str, handle: dict[str, str]) -> None:
         """A run of the provider has ended with this conversation: a later one may go on with it."""
         self._conversations[provider] = handle
+
+    @property
+    def under_way(self) -> bool:
+        """Whether something that was begun is not over."""
+        return bool(self._tasks)
+
+    def close(self) -> None:
+        """End runs no more: whoever is told of it does not listen, and is not to be kept in memory by this."""
+        self._end = _ended_elsewhere
 
     async def settle(self) -> None:
         """Wait until everything that was begun is over. Whoever calls this has cancelled it; to do so again would cut
@@ -271,7 +278,7 @@ class Attempts:
 
     def _max_turns(self, run: LiveRun) -> int | None:
         """The run's own limit and those of its policies, where the provider can keep to one."""
-        limit = tightest(binding(run.policies), Metric.TURNS)
+        limit = tightest(binding(run.policies), Metric.TURNS) if run.policies else None
         if limit is None or not self._providers.counts_turns(run.provider):
             if limit is not None:
                 run.warn(f"Provider {run.provider!r} does not count turns: max_turns cannot be kept.")
@@ -310,7 +317,7 @@ class Attempts:
             self._writer.record(new)
         run.observe(event)  # after: what cannot be stored must not come back in the run's last events
         if event.type is EventType.TOOL_CALL_STARTED:
-            spec = self._specs.get(event.data["tool_name"])
+            spec = next((one for one in self._tools.specs() if one.name == event.data["tool_name"]), None)
             run.has_acted = run.has_acted or spec is None or spec.side_effects
         elif event.type is EventType.TOKEN_USAGE_UPDATED:
             usage = TokenUsage.from_dict(event.data)
@@ -318,8 +325,13 @@ class Attempts:
         if run.limits is not None:
             run.limits.observe(event)
 
-    async def _room(self, run: LiveRun) -> None:
-        """Wait until the log has room for more, and nobody has to be asked if the run may go on."""
+    def _room(self, run: LiveRun) -> Awaitable[None] | None:
+        """What to wait for until the log has room for more, and nobody has to be asked if the run may go on."""
+        if run.limits is None and self._writer.log.has_room:
+            return None
+        return self._wait_for_room(run)
+
+    async def _wait_for_room(self, run: LiveRun) -> None:
         await self._writer.log.room()
         if run.limits is not None:
             await run.limits.cleared()
@@ -349,7 +361,7 @@ class Attempts:
             limit = tightest(binding(run.policies), Metric.TURNS)
             ran_out = outcome.stop_reason == "max_turns" and limit is not None and limit == self._max_turns(run)
             run.limits.settle(turns_ran_out_at=limit if ran_out else None)
-        if run.cost_usd is None and tightest(run.policies, Metric.COST_USD) is not None:
+        if run.cost_usd is None and run.policies and tightest(run.policies, Metric.COST_USD) is not None:
             run.warn(f"The price of model {model!r} is not known: max_cost_usd was not kept.")
 
     def _fail(self, run: LiveRun, raised: GreenroomError, *, tool_outcome: ToolOutcome = ToolOutcome.CANCELLED) -> None:
@@ -384,6 +396,10 @@ class Attempts:
 
     def _stop_for_violation(self, run: LiveRun, violation: PolicyViolation) -> None:
         self._fail(run, violation, tool_outcome=ToolOutcome.DENIED)
+
+
+def _ended_elsewhere(run: LiveRun, event_type: EventType, data: dict[str, Any], **how: Any) -> None:
+    """The log is not this process's to write any more."""
 
 
 def _conversation_gone(exc: ProviderInvalidRequest) -> ProviderEvent:

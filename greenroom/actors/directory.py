@@ -233,10 +233,7 @@ class Directory:
 
     async def _server_of(self, session_id: str, *, is_new: bool) -> str | None:
         """The server that has the session by all that is known here."""
-        name = self._placement.server_of(session_id)
-        if name is not None and actor_is_dead(self._pool.actor(name)):
-            self._pool.lose(name)
-            name = None
+        name = self._placed_on(session_id)
         if name is None and self._silent and not is_new:
             need = await self._need(session_id, None)
             owner: str | None = await self._stores.ask(session_id, "owner")
@@ -244,6 +241,13 @@ class Directory:
                 self._placement.put(session_id, owner, need)
                 return owner
         return name
+
+    def _placed_on(self, session_id: str) -> str | None:
+        name = self._placement.server_of(session_id)
+        if name is None or not actor_is_dead(self._pool.actor(name)):
+            return name
+        self._pool.lose(name)
+        return None
 
     async def _need(self, session_id: str, spec: SessionSpec | None) -> Need:
         """What the session needs of a server; the store is asked only where there are limits, or rows of batches."""
@@ -315,8 +319,8 @@ class Directory:
         per_server: int,
         tools: Mapping[bytes, Sequence[str]],
     ) -> dict[str, list[str]]:
-        """Names of servers for rows of a batch, as many as find a place now, from the first on, and one at least: if
-        there is none, this waits for it. The servers make the sessions; who gives them nothing to do loses the places.
+        """Names of servers for rows of a batch, as many as have or find a place now, and one at least: if there is
+        none, this waits for it. The servers make the sessions; who gives them nothing to do loses the places.
 
         Whoever asks for the rest of them waits in line behind all other sessions. SessionDraining.
         """
@@ -325,16 +329,15 @@ class Directory:
             raise SessionDraining("The runtime is draining and takes no rows; go on after resume().")
         self._has_rows = True
         need = Need(alone, self._groups_of(spec), Pool.ROWS, per_server)
+        given = {session_id: name for session_id in session_ids if (name := self._placed_on(session_id)) is not None}
+        given |= self._pool.claim_now([session_id for session_id in session_ids if session_id not in given], need)
+        if not given:
+            given[session_ids[0]] = await self._pool.claim(session_ids[0], need)
         placed: dict[str, list[str]] = {}
-        for session_id in session_ids:
-            name = await self._server_of(session_id, is_new=True) or self._pool.claim_now(session_id, need)
-            if name is None and placed:
-                break
-            name = name or await self._pool.claim(session_id, need)
+        for session_id, name in given.items():
             placed.setdefault(name, []).append(session_id)
             if session_id not in self._epochs:
                 self._unconfirmed[session_id] = self._loop.time()
-        given = {session_id for mine in placed.values() for session_id in mine}
         for packed, owners in tools.items():
             if mine := [session_id for session_id in owners if session_id in given]:
                 await self._stores.save_tools(mine, packed)
@@ -369,10 +372,12 @@ class Directory:
     async def released(self, name: str, gone: Sequence[tuple[str, int]]) -> None:
         """The server has left the sessions, which have an owner of these epochs no more."""
         await asyncio.shield(self._rebuilt)
+        left: list[str] = []
         for session_id, epoch in gone:
             if self._placement.server_of(session_id) == name and epoch >= self._epochs.get(session_id, epoch + 1):
                 del self._epochs[session_id]
-                self._pool.release(session_id)
+                left.append(session_id)
+        self._pool.release(*left)
 
     async def became_idle(self) -> None:
         """A session somewhere has nothing to do."""

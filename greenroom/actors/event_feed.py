@@ -2,7 +2,7 @@
 
 import asyncio
 from bisect import bisect_right
-from collections import deque
+from itertools import islice
 
 from ..domain.errors import SessionMoved
 from ..domain.event import Event
@@ -20,7 +20,7 @@ class EventFeed:
 
     def __init__(self, last_seq: int) -> None:
         self.last_seq = last_seq
-        self._tail: deque[CommittedBatch] = deque()
+        self._tail: list[CommittedBatch] = []
         self._tail_bytes = 0
         self._bell: asyncio.Future[None] | None = None
         """There is one while somebody waits."""
@@ -31,9 +31,17 @@ class EventFeed:
         self._tail.append(batch)
         self._tail_bytes += batch.size
         self.last_seq = batch.last_seq
-        while self._tail_bytes > MAX_TAIL_BYTES and len(self._tail) > 1:
-            self._tail_bytes -= self._tail.popleft().size
+        if self._tail_bytes > MAX_TAIL_BYTES:
+            self._shorten()
         self.ring()
+
+    def _shorten(self) -> None:
+        """To three quarters, so that it is not done for each batch; the newest one stays."""
+        count = 0
+        while self._tail_bytes > MAX_TAIL_BYTES * 3 // 4 and count < len(self._tail) - 1:
+            self._tail_bytes -= self._tail[count].size
+            count += 1
+        del self._tail[:count]
 
     def close(self) -> None:
         """The session is served elsewhere now: whoever follows it here is told so."""
@@ -48,8 +56,7 @@ class EventFeed:
             return None
         events: list[Event] = []
         start = bisect_right(self._tail, after, key=lambda batch: batch.last_seq)
-        for index in range(start, len(self._tail)):  # a deque indexes fast near both ends, where readers are
-            batch = self._tail[index]
+        for batch in islice(self._tail, start, None):
             events += [event for event in batch.events() if event.seq > after]
             if len(events) >= PAGE_EVENTS:
                 break

@@ -1,7 +1,6 @@
 """The event store's actor: a thin shell around DuckDBEventStore, reached by Ray calls and by a socket on its node."""
 
 import asyncio
-import gc
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from ..adapters.collector import collect_seldom
 from ..adapters.data_dir import MEMORY_DATA_DIR, socket_name, store_folder
 from ..adapters.event_codec import Slab
 from ..adapters.logs import get_logger, log_to_stderr
@@ -77,9 +77,7 @@ class EventStore:
         if self._data_dir is not None and self._shard == 0:
             await asyncio.to_thread(upgrade, self._data_dir)
         await self._store.open()
-        # The collector took 15% of this process's time: what it has to look through are heads and spans of sessions.
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 50)
+        collect_seldom(50_000)  # the heads and spans of sessions
         try:
             await self._socket.start()
         except OSError:

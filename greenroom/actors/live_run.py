@@ -9,14 +9,14 @@ from ..domain.approval import Approval
 from ..domain.errors import GreenroomError
 from ..domain.event import EventType, to_microseconds
 from ..domain.event_log import Committed
-from ..domain.past_calls import PastCalls
+from ..domain.past_calls import NO_PAST_CALLS, PastCalls
 from ..domain.policy import Policy, merged
 from ..domain.provider import ProviderEvent
 from ..domain.run import Run, RunResult, RunStatus
 from ..domain.run_input import Message, Role
 from ..domain.run_options import RunOptions
 from ..domain.run_outcome import KEPT_OF_FAILURES, cancelled_error, deadline_error
-from ..domain.token_usage import TokenUsage
+from ..domain.token_usage import NO_TOKENS, TokenUsage
 from .run_route import RunRoute
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class LiveRun:
     """What earlier attempts asked for."""
     approvals_asked: set[str] = field(default_factory=set[str])
     """What this attempt has asked for so far."""
-    past_calls: PastCalls = field(default_factory=PastCalls)
+    past_calls: PastCalls = NO_PAST_CALLS
     """Tool calls of earlier attempts."""
     conversation: dict[str, str] | None = None
     """What its provider has said that it needs to go on with the conversation."""
@@ -89,7 +89,7 @@ class LiveRun:
     """Whether a tool with side effects may have run in this attempt."""
     cost_usd: float | None = None
     """Of this attempt, as far as it is known."""
-    usage_before: TokenUsage = field(default_factory=TokenUsage)
+    usage_before: TokenUsage = NO_TOKENS
     """Of the attempts before it."""
     cost_before_usd: float | None = 0.0
     """None: not known."""
@@ -106,7 +106,8 @@ class LiveRun:
     @property
     def total_usage(self) -> TokenUsage:
         """Tokens of all attempts."""
-        return self.usage_before + TokenUsage.from_dict(self.token_usage)
+        usage = TokenUsage.from_dict(self.token_usage) if self.token_usage else NO_TOKENS
+        return usage if self.usage_before is NO_TOKENS else self.usage_before + usage
 
     @property
     def total_cost_usd(self) -> float | None:
@@ -184,8 +185,12 @@ class LiveRun:
 
     def extra_data(self) -> dict[str, Any]:
         """What every terminal event tells of routing and policies, where there is something to tell."""
-        told = {"routing": self.route.to_dict(self.provider, self.attempt), "policy": self.policy_result()}
-        return {name: value for name, value in told.items() if value is not None}
+        told: dict[str, Any] = {}
+        if (routing := self.route.to_dict(self.provider, self.attempt)) is not None:
+            told["routing"] = routing
+        if (policy := self.policy_result()) is not None:
+            told["policy"] = policy
+        return told
 
     def under_way_s(self, now_us: int) -> float:
         """Seconds since its newest attempt started."""

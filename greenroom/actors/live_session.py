@@ -30,7 +30,7 @@ from ..domain.policy import Policy, parse_policy, preflight
 from ..domain.recovery import Recovery
 from ..domain.run import RunResult
 from ..domain.run_input import Message, parse_input
-from ..domain.run_options import Busy, RunOptions, given_options
+from ..domain.run_options import Busy, RunOptions
 from ..domain.session import DRAINED, Session, SessionState, SessionStatus, next_session_status
 from ..domain.steering import SteerReceipt
 from ..domain.tool import Toolbox
@@ -122,17 +122,17 @@ class LiveSession:
         self._max_input_bytes = max_input_bytes
         self._on_lost = on_lost
         self.is_shared = shared
-        self._writer = SessionWriter(session.id, epoch, log=log, ids=ids, now_us=now_us, on_lost=self._lose)
+        self._writer = SessionWriter(
+            session.id, epoch, log=log, ids=ids, now_us=now_us, on_lost=self._lose, first_events=first_events
+        )
         self._approvals = Approvals(self._writer, expires_s=approval_expires_s)
         self._outcomes = RunOutcomes(session.id, log)
         self._past = SessionPast(session.id, log)
         self.asks_before_start = asks_before_start or session.budget is not None
         self._placer = Placer(session, providers=providers, accounts=accounts, writer=self._writer)
-        self._scope_policies = [
-            parse_policy(scope_policies[scope], field=f"limits of {scope}")
-            for scope in scopes_of(session.tenant, session.project)
-            if scope_policies and scope in scope_policies
-        ]
+        self._scope_policies = _policies_of_scopes(session, scope_policies) if scope_policies else []
+        row = session.row
+        self._stops_at_failure = bool(row and row.get("stops_at_failure"))
         self._runs = OpenRuns(
             session,
             writer=self._writer,
@@ -146,8 +146,8 @@ class LiveSession:
             on_idle=on_idle,
             home=home,
             past=self._past,
-            last_word=self._last_word if session.row else None,
-            stops_at_failure=bool(session.row and session.row.get("stops_at_failure")),
+            last_word=self._last_word if row else None,
+            stops_at_failure=self._stops_at_failure,
         )
         self.queue = self._runs.queue
         self._steering = SteeringDesk(providers, self._writer)
@@ -157,7 +157,6 @@ class LiveSession:
         self._calls = CallsOnce(MAX_KEPT_CALLS)
         self._last_call: str | None = session.last_call_id
         """The call that changed the session's status last, under whatever owner: it may come again."""
-        self._first_events = first_events
         self._draining = session.pause_reason == DRAINED
         self._closed = False
         self._end_seq: int | None = last_seq if session.status.is_terminal else None
@@ -178,13 +177,6 @@ class LiveSession:
     async def adopt(self, plans: Sequence[tuple[LiveRun, Recovery, GreenroomError | None]]) -> None:
         """Carry out what was decided for the open runs, in the order of the queue; durable when it returns."""
         await self._runs.adopt(plans)
-
-    def write_first(self) -> None:
-        """Write that it was created, if that is not written yet: in one append with what comes in this turn of the
-        loop, and durable when that is."""
-        events, self._first_events = self._first_events, ()
-        if events:
-            self._log.record(self.session_id, self.epoch, events)
 
     # Taking runs
 
@@ -322,7 +314,7 @@ class LiveSession:
 
     def _enqueue(self, runs: Sequence[LiveRun], keys: Sequence[str | None], call_id: str) -> None:
         events: list[NewEvent] = []
-        event, options = self._writer.event, given_options(runs[0].options)  # those of one call have the same
+        event, options = self._writer.event, self._submissions.given(runs[0].options)  # those of one call have the same
         for run, key in zip(runs, keys, strict=True):
             metadata = {"call_id": call_id} if key is None else {"call_id": call_id, "idempotency_key": key}
             data: dict[str, Any] = {"options": options, "message_count": len(run.messages)}
@@ -558,7 +550,7 @@ class LiveSession:
         """How the session of a row ends: with its last run, and as that did if the others were on the way there."""
         if self.status.is_terminal or self._closed:
             return None
-        as_run = self.session.row is not None and self.session.row.get("stops_at_failure")
+        as_run = self._stops_at_failure
         event_type = ROW_ENDINGS[run_ending] if as_run else EventType.SESSION_COMPLETED
         error = {name: data[name] for name in ERROR_KEYS if name in data}
         call_id = row_call_id(self.session_id)
@@ -648,11 +640,24 @@ class LiveSession:
         self.feed.close()
         self._writer.close()
 
+    @property
+    def lingers(self) -> bool:
+        """Whether there is something to wait for with `aclose` after `close`."""
+        return self._runs.under_way or not self.providers.are_shared
+
     async def aclose(self) -> None:
         """`close`, and wait until providers are gone."""
         self.close()
         await self._runs.given_up()
         await self.providers.aclose()
+
+
+def _policies_of_scopes(session: Session, scope_policies: Mapping[str, Mapping[str, Any]]) -> list[Policy]:
+    return [
+        parse_policy(scope_policies[scope], field=f"limits of {scope}")
+        for scope in scopes_of(session.tenant, session.project)
+        if scope in scope_policies
+    ]
 
 
 def _budget(session: Session, log: EventLog) -> "SessionBudget | None":

@@ -98,8 +98,6 @@ class OpenRuns:
             budget=budget,
             approvals=approvals,
             writer=writer,
-            refuse=self._refuse,
-            has_started=lambda run_id: run_id in self.queue.running,
         )
         self._on_idle = on_idle
         self._last_word = last_word
@@ -118,8 +116,8 @@ class OpenRuns:
         )
         self._loop = asyncio.get_running_loop()
         self._runs: dict[str, LiveRun] = {}
-        self._none_left = asyncio.Event()
-        self._none_left.set()
+        self._emptied: asyncio.Future[None] | None = None
+        """There is one while somebody waits for the last of them to end."""
         self._closed = False
         self.idle_since: float = self._loop.time()
         """When the last run ended, on the loop's clock."""
@@ -152,7 +150,14 @@ class OpenRuns:
 
     async def none_left(self) -> None:
         """Wait until all have ended, or the session is served elsewhere."""
-        await self._none_left.wait()
+        if self._runs and not self._closed:
+            self._emptied = self._emptied or self._loop.create_future()
+            await asyncio.shield(self._emptied)
+
+    def _tell_emptied(self) -> None:
+        emptied, self._emptied = self._emptied, None
+        if emptied is not None:
+            emptied.set_result(None)
 
     # Beginning
 
@@ -161,7 +166,6 @@ class OpenRuns:
         for run in runs:
             self._runs[run.run_id] = run
         self.queue.enqueue(run.run_id for run in runs)
-        self._none_left.clear()
         committed = self.append_and_start(events)
         for run in runs:
             run.queued = committed
@@ -188,14 +192,9 @@ class OpenRuns:
                 events.append(self._writer.event(event_type, run, data))
                 endings.append(_Ending(run, event_type, data, error, events[-1].timestamp_us, len(events) - 1))
         last_word = self._close_row(endings, events)
-        self._none_left.clear()
-        committed = self.append_and_start(events)
-        if committed is None:  # nothing to say of runs that go on waiting
-            return
-        self._settle_when(committed, endings)
-        if last_word is not None:
-            committed.add_done_callback(partial(_was_said, last_word, len(events) - 1))
-        await asyncio.shield(committed)
+        committed = self.append_and_start(events, endings, last_word)
+        if committed is not None:  # else there is nothing to say of runs that go on waiting
+            await asyncio.shield(committed)
 
     def _take_up(self, run: LiveRun) -> list[NewEvent]:
         """The run is one of these from now on; the ends of its tool calls that nobody saw end."""
@@ -211,9 +210,13 @@ class OpenRuns:
         self._approvals.adopt(run, run.approvals)
         return events
 
-    def append_and_start(self, events: list[NewEvent]) -> "asyncio.Future[Committed] | None":
-        """Append these, and the start of every run that a slot is free for; those run once it is durable. None if there
-        was nothing to append."""
+    def append_and_start(
+        self, events: list[NewEvent], endings: Sequence[_Ending] = (), last_word: LastWord | None = None
+    ) -> "asyncio.Future[Committed] | None":
+        """Append these, and the start of every run that a slot is free for; once it is durable, those run, and those
+        who wait for the `endings` among them are told. The last word is the last of these. None if there was nothing to
+        append."""
+        said_at = len(events) - 1
         started = [self._runs[run_id] for run_id in self.queue.start_ready(self._may_start)]
         for run in started:
             run.started_at_us = self._writer.now_us()
@@ -222,24 +225,43 @@ class OpenRuns:
         if not events:
             return None
         committed = self._writer.append(events)
-        if started:
-            committed.add_done_callback(partial(self._launch, started))
+        if started or endings:
+            committed.add_done_callback(partial(self._committed, started, endings, last_word, said_at))
         return committed
 
-    def _launch(self, runs: Sequence[LiveRun], committed: "asyncio.Future[Committed]") -> None:
-        if not self._closed and not committed.cancelled() and committed.exception() is None:
-            self._attempts.launch(runs)
+    def _committed(
+        self,
+        started: Sequence[LiveRun],
+        endings: Sequence[_Ending],
+        last_word: LastWord | None,
+        said_at: int,
+        committed: "asyncio.Future[Committed]",
+    ) -> None:
+        if committed.cancelled() or committed.exception() is not None:
+            return
+        first_seq = committed.result().first_seq
+        if not self._closed:
+            self._attempts.launch(started)
+        for ending in endings:
+            self._settle(ending, first_seq + ending.offset)
+        if last_word is not None:
+            last_word.said(first_seq + said_at)
 
     def _may_start(self, run_id: str) -> bool:
         """Whether the limits of the whole runtime let the run start now; if not, it is tried again when they may."""
-        return self._admissions.admit(self._runs[run_id], self._retry)
+        return self._admissions.admit(self._runs[run_id], self)
 
-    def _refuse(self, run: LiveRun, error: GreenroomError) -> None:
+    def has_started(self, run_id: str) -> bool:
+        return run_id in self.queue.running
+
+    def refuse(self, run: LiveRun, error: GreenroomError) -> None:
+        """End a run that may not start."""
         error = storable_error(error)
         data = run.stopped_data(error=error.to_record(), error_code=error.code, error_message=error.message)
         self.end(run, EventType.RUN_FAILED, data, error=error)
 
-    def _retry(self) -> None:
+    def retry(self) -> None:
+        """Start what may start by now."""
         if not self._closed:
             self.append_and_start([])
 
@@ -263,11 +285,8 @@ class OpenRuns:
             self._close(run, event_type, data, events, error=error, metadata=metadata, tool_outcome=tool_outcome)
         ]
         last_word = self._close_row(endings, events)
-        committed = self.append_and_start(events)
+        committed = self.append_and_start(events, endings, last_word)
         assert committed is not None, "there are events"
-        self._settle_when(committed, endings)
-        if last_word is not None:
-            committed.add_done_callback(partial(_was_said, last_word, len(events) - 1))
         return committed
 
     def _close_row(self, endings: list[_Ending], events: list[NewEvent]) -> LastWord | None:
@@ -304,7 +323,7 @@ class OpenRuns:
         ]
         events.append(last())
         committed = self._writer.append(events)
-        self._settle_when(committed, endings)
+        committed.add_done_callback(partial(self._committed, (), endings, None, 0))
         return (await asyncio.shield(committed)).first_seq + len(events) - 1
 
     def _close(
@@ -341,14 +360,8 @@ class OpenRuns:
         events.append(self._writer.event(event_type, run, data, metadata=metadata))
         return _Ending(run, event_type, data, error, events[-1].timestamp_us, len(events) - 1)
 
-    def _settle_when(self, committed: "asyncio.Future[Committed]", endings: Sequence[_Ending]) -> None:
-        for ending in endings:
-            committed.add_done_callback(partial(self._settle, ending))
-
-    def _settle(self, ending: _Ending, committed: "asyncio.Future[Committed]") -> None:
-        if committed.cancelled() or committed.exception() is not None:
-            return
-        run, last_seq = ending.run, committed.result().first_seq + ending.offset
+    def _settle(self, ending: _Ending, last_seq: int) -> None:
+        run = ending.run
         if ending.type is EventType.RUN_COMPLETED:
             outcome: Outcome = result_of(run, ending.data, ended_at_us=ending.at_us, last_seq=last_seq)
         else:
@@ -356,7 +369,7 @@ class OpenRuns:
         del self._runs[run.run_id]
         self._outcomes.settle(run, outcome)
         if not self._runs:
-            self._none_left.set()
+            self._tell_emptied()
             self.idle_since = self._loop.time()
             self._on_idle()
 
@@ -365,6 +378,8 @@ class OpenRuns:
     def close(self) -> None:
         """Stop: providers are given up, whoever waits for a run gets session_moved."""
         self._closed = True
+        self._last_word = None
+        self._attempts.close()
         moved = SessionMoved(details={"session_id": self._session.id})
         for run in self._runs.values():
             if run.deadline is not None:
@@ -377,16 +392,16 @@ class OpenRuns:
                 if not waiter.done():
                     waiter.set_exception(moved)
             self._admissions.release(run)
-        self._none_left.set()
+        self._tell_emptied()
+
+    @property
+    def under_way(self) -> bool:
+        """Whether an attempt is not over, be it of a run that has ended."""
+        return self._attempts.under_way
 
     async def given_up(self) -> None:
         """Wait until the attempts of a session that was closed are over."""
         await self._attempts.settle()
-
-
-def _was_said(last_word: LastWord, offset: int, committed: "asyncio.Future[Committed]") -> None:
-    if not committed.cancelled() and committed.exception() is None:
-        last_word.said(committed.result().first_seq + offset)
 
 
 def _ending_of(run: LiveRun, fate: Recovery, error: GreenroomError | None) -> tuple[EventType, dict[str, Any]]:

@@ -14,13 +14,15 @@ class SessionPast:
     def __init__(self, session_id: str, log: EventLog) -> None:
         self._session_id = session_id
         self._log = log
-        self._transcript = Transcript()
+        self._transcript: Transcript | None = None
         self._read_to = 0
         self._reading = asyncio.Lock()
 
     async def transcript(self) -> Transcript:
         """Everything up to now that the bounds of a transcript let it keep."""
         async with self._reading:
+            if self._transcript is None:
+                self._transcript = Transcript()
             while page := await self._log.read(
                 self._session_id, EventQuery(after=self._read_to, types=TRANSCRIPT_TYPES, limit=_PAGE)
             ):

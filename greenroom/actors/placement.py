@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..domain.errors import GreenroomError, ValidationError
-from ..domain.routing_overrides import RoutingOverrides
+from ..domain.routing_overrides import NO_OVERRIDES
 from ..domain.run_options import RunOptions
 from ..domain.session import Session
 from ..domain.token_usage import TokenUsage
@@ -84,7 +84,7 @@ class Placer:
         return "", route
 
     def _plan_routed(self, route: RunRoute, name: str, router: "RouterOptions", options: RunOptions) -> None:
-        overrides = options.routing or RoutingOverrides()
+        overrides = options.routing or NO_OVERRIDES
         for field_name in ("prefer", "exclude"):
             unknown = [one for one in getattr(overrides, field_name) if one not in router.providers]
             if unknown:

@@ -24,9 +24,9 @@ async def consume(
     run: LiveRun,
     *,
     record: Callable[[ProviderEvent], None],
-    room: Callable[[], Awaitable[None]],
+    room: Callable[[], Awaitable[None] | None],
 ) -> ProviderOutcome:
-    """Carry the attempt out; each event goes to `record`, never faster than `room` allows.
+    """Carry the attempt out; each event goes to `record`, never faster than `room` allows: what it gives is awaited.
 
     Raises what the provider raises, and ProviderError for one that breaks the port's rules. The stream is closed in
     any case.
@@ -50,7 +50,8 @@ async def consume(
             record(item)
             if run.ended:  # a limit was passed: the provider is stopped here and now, not with its next word
                 break
-            await room()
+            if (wait := room()) is not None:
+                await wait
     if outcome is None:
         raise ProviderError(f"Provider {run.provider!r} ended its stream without an outcome.")
     return outcome
@@ -82,7 +83,8 @@ def completed_data(run: LiveRun, outcome: ProviderOutcome) -> dict[str, Any]:
     }
     try:
         check_json_safe(data)
-        check_json_safe(outcome.metadata)
+        if outcome.metadata:
+            check_json_safe(outcome.metadata)
     except ValueError as exc:
         raise ProviderError(f"Provider {run.provider!r} gave an outcome that is not JSON-safe: {exc}.") from exc
     return data | run.extra_data()

@@ -23,6 +23,9 @@ MAX_MERGED = 256
 class ProviderSet:
     """Providers of one session, by name."""
 
+    are_shared = False
+    """Whether sessions come and go, and they stay."""
+
     def __init__(
         self,
         declarations: Mapping[str, ProviderDeclaration],
@@ -146,6 +149,8 @@ class ProviderSet:
 
 class SharedProviders(ProviderSet):
     """Those of all rows of batches in a process: they stay when a session leaves."""
+
+    are_shared = True
 
     async def aclose(self) -> None:
         """Nothing: others use them."""

@@ -15,7 +15,6 @@ from ..domain.errors import (
     WriterFenced,
 )
 from ..domain.placement import ROWS_PER_SERVER
-from ..domain.session import SessionSpec
 from ..domain.tool import NoTools, Toolbox
 from .live_session import LiveSession, NeedsOwnServer, row_call_id
 from .provider_set import ProviderSet, SharedProviders
@@ -30,7 +29,7 @@ MAX_TOOLBOXES = 8
 """Toolboxes of different jobs that are kept unpacked."""
 
 BeginRows = Callable[
-    [Mapping[str, SessionSpec], ProviderSet, Callable[[str], Toolbox], bool], Awaitable[dict[str, LiveSession]]
+    [Sequence[RowWork], RowsPlan, ProviderSet, Callable[[RowWork], Toolbox]], Awaitable[dict[str, LiveSession]]
 ]
 ElsewhereRow = Callable[[RowWork, RowsPlan], Awaitable[list[Outcome]]]
 
@@ -69,11 +68,7 @@ class RowDesk:
         Rows that were carried out before, or are under way, are not begun again: their end is given when it is known.
         What is left when the generator is closed goes on all the same.
         """
-        specs = {row.session_id: plan.spec_of(row) for row in rows}
-        tools = {row.session_id: row.tools for row in rows if row.tools is not None}
-        begun = await self._begin(
-            specs, self._providers_of(plan), lambda one: self._toolbox(tools.get(one)), not plan.needs_own_server
-        )
+        begun = await self._begin(rows, plan, self._providers_of(plan), lambda row: self._toolbox(row.tools))
         ended: asyncio.Queue[RowEnd] = asyncio.Queue()  # no longer than there are rows
         for row in rows:
             task = asyncio.create_task(self._carry_out(row, plan, begun, ended))
@@ -131,7 +126,6 @@ class RowDesk:
     async def run(self, live: LiveSession, row: RowWork, plan: RowsPlan) -> list[Outcome]:
         """Submit the row's turns, wait for their ends, and end the session; what was done before is not done again."""
         call_id = row_call_id(row.session_id)
-        live.write_first()
         try:
             run_ids = await live.submit_runs(
                 row.inputs, plan.options, [None] * len(row.inputs), call_id, acknowledged=False
@@ -146,7 +140,7 @@ class RowDesk:
                 await live.fail({"error_code": exc.code, "error_message": exc.message, **exc.to_record()}, call_id)
             self._leave(live)
             raise
-        outcomes = await live.await_runs(run_ids) if len(run_ids) > 1 else [await _outcome(live, run_ids[0])]
+        outcomes = await live.await_runs(run_ids)
         if not live.status.is_terminal:  # its runs had ended before this process had it
             await live.complete(call_id)
         self._leave(live)
@@ -155,15 +149,6 @@ class RowDesk:
 
 _kept: set["asyncio.Task[Any]"] = set()
 """Rows whose caller has gone: they go on."""
-
-
-async def _outcome(live: LiveSession, run_id: str) -> Outcome:
-    try:
-        return await live.await_run(run_id)
-    except (SessionMoved, WriterFenced):
-        raise
-    except GreenroomError as exc:
-        return exc.with_traceback(None)
 
 
 def unpacked(tools: bytes, *, max_threads: int | None = None) -> "CallableToolbox":

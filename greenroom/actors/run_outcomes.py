@@ -1,13 +1,14 @@
 """How the runs of a live session ended, and those who wait to hear it."""
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 
 from ..domain.errors import GreenroomError, QueueFull, RunNotFound, Timeout
 from ..domain.event_log import EventLog
 from ..domain.run import RunResult
 from ..domain.run_outcome import outcome_of
+from .answered_calls import AnsweredCalls
 from .live_run import LiveRun
 
 MAX_KEPT_OUTCOMES = 1_000
@@ -25,14 +26,12 @@ class RunOutcomes:
     def __init__(self, session_id: str, log: EventLog) -> None:
         self._session_id = session_id
         self._log = log
-        self._kept: OrderedDict[str, Outcome] = OrderedDict()
+        self._kept: AnsweredCalls[Outcome] = AnsweredCalls(MAX_KEPT_OUTCOMES)
         self._waiting = 0
 
     def settle(self, run: LiveRun, outcome: Outcome) -> None:
         """The run has ended, durably: tell whoever waits."""
-        self._kept[run.run_id] = outcome
-        if len(self._kept) > MAX_KEPT_OUTCOMES:
-            self._kept.popitem(last=False)
+        self._kept.keep(run.run_id, outcome)
         for waiter in run.waiters:
             if waiter.done():
                 continue
@@ -58,6 +57,8 @@ class RunOutcomes:
         """The result of a live run; raises the error that it ends with. Timeout when the own wait is over."""
         waiter = self._add_waiter(run)
         try:
+            if timeout_s is None:
+                return await waiter
             async with asyncio.timeout(timeout_s):
                 return await waiter
         except TimeoutError:
@@ -73,11 +74,7 @@ class RunOutcomes:
         try:
             for run in runs:
                 waiting.append((run, self._add_waiter(run)))  # noqa: PERF401  those added before a refusal are dropped
-            _, left = await asyncio.wait([waiter for _, waiter in waiting], timeout=timeout_s)
-            if left:
-                raise Timeout(
-                    f"{len(left)} of {len(runs)} runs have not ended; they go on.", details={"left": len(left)}
-                )
+            await _all_done([waiter for _, waiter in waiting], timeout_s)
             return {run.run_id: _outcome(waiter) for run, waiter in waiting}
         finally:
             for run, waiter in waiting:
@@ -99,9 +96,20 @@ class RunOutcomes:
             waiter.exception()  # seen, though whoever waited may be gone
 
 
+async def _all_done(waiters: "Sequence[asyncio.Future[RunResult]]", timeout_s: float | None) -> None:
+    if timeout_s is None:
+        for waiter in waiters:
+            with suppress(GreenroomError):  # it is kept
+                await waiter
+        return
+    _, left = await asyncio.wait(waiters, timeout=timeout_s)
+    if left:
+        raise Timeout(f"{len(left)} of {len(waiters)} runs have not ended; they go on.", details={"left": len(left)})
+
+
 def _outcome(waiter: "asyncio.Future[RunResult]") -> Outcome:
     error = waiter.exception()
     if error is None:
         return waiter.result()
     assert isinstance(error, GreenroomError), "settle and close set no other"
-    return error
+    return error.with_traceback(None)  # it is kept: every await would add to its traceback

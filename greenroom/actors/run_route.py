@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..domain.event import from_microseconds
-from ..domain.routing_overrides import RoutingOverrides
+from ..domain.routing_overrides import NO_OVERRIDES, RoutingOverrides
 
 if TYPE_CHECKING:
     from ..domain.capability_negotiation import Negotiation
@@ -19,7 +19,7 @@ class RunRoute:
     router: str | None = None
     options: "RouterOptions | None" = None
     """Of the router, as the run wants it."""
-    overrides: RoutingOverrides = field(default_factory=RoutingOverrides)
+    overrides: RoutingOverrides = NO_OVERRIDES
     required: "tuple[Requirement, ...]" = ()
     optional: "tuple[Requirement, ...]" = ()
     able: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """The session servers there are: kept warm, handed to sessions, given back, and missed when they fall silent."""
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -171,15 +171,18 @@ class ServerPool:
 
     # Sessions
 
-    def claim_now(self, session_id: str, need: Need) -> str | None:
-        """A server for the session, if there is one and nobody waits for it."""
+    def claim_now(self, session_ids: Sequence[str], need: Need) -> dict[str, str]:
+        """Servers for as many of the sessions as there are places now that nobody waits for, from the first on."""
         heads = list(self._line.heads())
         if any(one.need == need for one in heads) or self._is_kept_from(need, heads):
-            return None
-        name = None if self.placement.full_groups(need) else self.placement.choose(need)
-        if name is not None:
-            self.placement.put(session_id, name, need)
-        return name
+            return {}
+        claimed: dict[str, str] = {}
+        left = deque(session_ids)
+        while left and not self.placement.full_groups(need) and (name := self.placement.choose(need)) is not None:
+            for _ in range(min(len(left), self.placement.share_of(name, need, len(left)))):
+                self.placement.put(session_id := left.popleft(), name, need)
+                claimed[session_id] = name
+        return claimed
 
     async def claim(self, session_id: str, need: Need = ANY) -> str:
         """A server for the session, which has it from then on. MaxSessionsExceeded when too many wait already."""
@@ -203,9 +206,10 @@ class ServerPool:
         name = self.placement.server_of(session_id)
         return name if name is not None else await self.claim(session_id, need)
 
-    def release(self, session_id: str) -> None:
-        """The session is on no server any more."""
-        self.placement.take(session_id, now=self._loop.time())
+    def release(self, *session_ids: str) -> None:
+        """The sessions are on no server any more."""
+        for session_id in session_ids:
+            self.placement.take(session_id, now=self._loop.time())
         self._hand_out()
 
     def _hand_out(self) -> None:

@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 import ray
 
 from ..adapters.clock import id_factory, now_us
+from ..adapters.collector import collect_seldom
 from ..adapters.json_safety import require_json_safe
 from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.run_option_parsing import load_parser
@@ -75,10 +76,7 @@ class SessionServer:
 
     def __init__(self, name: str, stores: StoreShards, directory: Any, settings: Mapping[str, Any]) -> None:
         log_to_stderr()
-        # What is there by now stays: the collector need not look at it again and again. A scripted run took 203 us of
-        # CPU with the default thresholds and 186 with these (medians of four, noisy machine).
-        gc.freeze()
-        gc.set_threshold(20_000, 20, 20)
+        collect_seldom()
         self._name = name
         self._directory = directory
         self._stores = stores
@@ -254,7 +252,12 @@ class SessionServer:
             self._forget(session_id, live)
 
     def _forget(self, session_id: str, live: LiveSession) -> "asyncio.Task[None]":
-        """Serve the session no more. Its calls go to the Directory from now on, which has heard of it before."""
+        """Serve the session no more; done when its providers are gone."""
+        self._drop(session_id, live)
+        return self._own(self._let_go(live))
+
+    def _drop(self, session_id: str, live: LiveSession) -> None:
+        """The session's calls go to the Directory from now on, which has heard of it before."""
         live.close()
         if self._live.get(session_id) is live:
             del self._live[session_id]
@@ -264,7 +267,6 @@ class SessionServer:
         self._gone.append((session_id, live.epoch))
         if len(self._gone) == 1:  # at the end of this turn of the loop: rows of batches end many at a time
             asyncio.get_running_loop().call_soon(self._say_gone)
-        return self._own(self._let_go(live))
 
     def _say_gone(self) -> None:
         gone, self._gone = self._gone, []
@@ -272,7 +274,7 @@ class SessionServer:
 
     async def _let_go(self, live: LiveSession) -> None:
         await live.aclose()
-        self._left += live.session.row is None  # rows come and go all the time: the collector's own turns see to them
+        self._left += 1
         if self._left >= _LEFT_SESSIONS:  # by itself the collector, which is told to be lazy, would come much later
             self._left = 0
             gc.collect()
@@ -444,16 +446,17 @@ class SessionServer:
             raise_bare(exc)
 
     async def _begin_rows(
-        self, specs: Mapping[str, SessionSpec], providers: ProviderSet, tools: Callable[[str], Toolbox], shared: bool
+        self, rows: Sequence[RowWork], plan: RowsPlan, providers: ProviderSet, tools: Callable[[RowWork], Toolbox]
     ) -> dict[str, LiveSession]:
         begun = await self._activation.begin(
-            {session_id: spec for session_id, spec in specs.items() if session_id not in self._live},
+            [row for row in rows if row.session_id not in self._live],
+            plan,
             providers=providers,
             tools=tools,
             on_lost=self._lost,
             on_idle=self._idle,
             home=self._home,
-            shared=shared,
+            shared=not plan.needs_own_server,
         )
         for live in begun.values():
             live.refuses_runs = self._settings["draining"]
@@ -465,7 +468,9 @@ class SessionServer:
     def _leave_row(self, live: LiveSession) -> None:
         """It has ended: nobody needs it here."""
         if self._live.get(live.session_id) is live:
-            self._forget(live.session_id, live)
+            self._drop(live.session_id, live)
+            if live.lingers:
+                self._own(self._let_go(live))
 
     async def cancel_run(self, session_id: str, call_id: str, run_id: str, reason: str | None = None) -> bool:
         return await self._serve(

@@ -25,7 +25,9 @@ class SessionWriter:
         ids: IdFactory,
         now_us: Callable[[], int],
         on_lost: Callable[[], None],
+        first_events: Sequence[NewEvent] = (),
     ) -> None:
+        """`first_events` go in front of whatever is written first."""
         self.session_id = session_id
         self.epoch = epoch
         self.log = log
@@ -34,6 +36,7 @@ class SessionWriter:
         self.under_way = 0
         """Appends that are not committed yet."""
         self._on_lost = on_lost
+        self._first_events = first_events
         self._closed = False
 
     def event(
@@ -46,19 +49,16 @@ class SessionWriter:
         at_us: int | None = None,
     ) -> NewEvent:
         """Something that happened just now, or at that time."""
-        return NewEvent(
-            self.ids.event_id(),
-            event_type,
-            at_us or self.now_us(),
-            run.run_id if run else None,
-            run.attempt if run else None,
-            run.provider if run and run.is_placed else None,
-            data,
-            metadata or {},
-        )
+        id_, at_us = self.ids.event_id(), at_us or self.now_us()
+        if run is None:
+            return NewEvent(id_, event_type, at_us, None, None, None, data, metadata or {})
+        provider = run.provider if run.is_placed else None
+        return NewEvent(id_, event_type, at_us, run.run_id, run.attempt, provider, data, metadata or {})
 
     def append(self, events: Sequence[NewEvent]) -> "asyncio.Future[Committed]":
         """Append the events in one step; done when they are durable."""
+        if self._first_events:
+            self.write_first()
         committed = self.log.append(self.session_id, self.epoch, events)
         self.under_way += 1
         committed.add_done_callback(self._written)
@@ -66,11 +66,21 @@ class SessionWriter:
 
     def record(self, event: NewEvent) -> None:
         """Append an event that nobody waits for."""
+        if self._first_events:
+            self.write_first()
         self.log.record(self.session_id, self.epoch, (event,))
+
+    def write_first(self) -> None:
+        """Write the first events, if they are not written yet: in one append with what comes in this turn of the loop,
+        and durable when that is."""
+        events, self._first_events = self._first_events, ()
+        if events:
+            self.log.record(self.session_id, self.epoch, events)
 
     def close(self) -> None:
         """Write no more; what was not committed is given up."""
         self._closed = True
+        self._on_lost = _nothing
         self.log.release(self.session_id, self.epoch)
 
     def _written(self, committed: "asyncio.Future[Committed]") -> None:
@@ -79,3 +89,7 @@ class SessionWriter:
         if error is not None and not self._closed:
             _log.warning("session_lost", session_id=self.session_id, epoch=self.epoch, error=str(error))
             self._on_lost()
+
+
+def _nothing() -> None:
+    """Of a session that is not served here any more."""

@@ -1,6 +1,7 @@
 """What was submitted to a live session: options parsed once, and the first answer for what comes again."""
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -9,7 +10,7 @@ from ..adapters.run_option_parsing import parse_run_options
 from ..domain.errors import ValidationError
 from ..domain.event import EventType
 from ..domain.event_log import EventLog, EventQuery
-from ..domain.run_options import RunOptions
+from ..domain.run_options import RunOptions, given_options
 from ..domain.session import Session
 from .answered_calls import AnsweredCalls
 from .live_run import LiveRun
@@ -23,7 +24,13 @@ MAX_KEPT_OPTIONS = 64
 _STEERED = frozenset({EventType.SESSION_STEERED})
 
 
-_WITHOUT_DEFAULTS: AnsweredCalls[RunOptions] = AnsweredCalls(MAX_KEPT_OPTIONS)
+class _Parsed(NamedTuple):
+    options: RunOptions
+    given: dict[str, Any]
+    """As an event keeps them."""
+
+
+_WITHOUT_DEFAULTS: AnsweredCalls[_Parsed] = AnsweredCalls(MAX_KEPT_OPTIONS)
 """Of all sessions of the process that have no run_defaults: rows of a batch have a session each, and all the same."""
 
 
@@ -37,7 +44,9 @@ class Submissions:
         self._is_first = is_first
         self._answers: AnsweredCalls[list[str]] = AnsweredCalls(MAX_KEPT_CALLS)
         self._keys: AnsweredCalls[str] = AnsweredCalls(MAX_KEPT_CALLS)
-        self._options: AnsweredCalls[RunOptions] = AnsweredCalls(MAX_KEPT_OPTIONS)
+        self._options: AnsweredCalls[_Parsed] | None = None
+        """Of a session with run_defaults."""
+        self._newest: _Parsed | None = None
 
     def answer(self, call_id: str) -> list[str] | None:
         """The run ids that this call was answered with, if it has come before."""
@@ -88,16 +97,30 @@ class Submissions:
     def options(self, given: object) -> RunOptions:
         """The run's options; the same object for the same options, since parsing them costs as much as a short run."""
         defaults = self._session.run_defaults
-        kept = self._options if defaults else _WITHOUT_DEFAULTS
         try:
             key: bytes = msgpack.packb(given)
         except (TypeError, ValueError, OverflowError):  # a RunOptions, or what parsing will refuse
             return parse_run_options(defaults, given)  # pyright: ignore[reportArgumentType]  checked there
+        kept = self._kept()
         parsed = kept.get(key)
         if parsed is None:
-            parsed = parse_run_options(defaults, given)  # pyright: ignore[reportArgumentType]  checked there
+            options = parse_run_options(defaults, given)  # pyright: ignore[reportArgumentType]  checked there
+            parsed = _Parsed(options, given_options(options))
             kept.keep(key, parsed)
-        return parsed
+        self._newest = parsed
+        return parsed.options
+
+    def given(self, options: RunOptions) -> dict[str, Any]:
+        """Parsed options as an event keeps them."""
+        newest = self._newest
+        return newest.given if newest is not None and newest.options is options else given_options(options)
+
+    def _kept(self) -> AnsweredCalls[_Parsed]:
+        if not self._session.run_defaults:
+            return _WITHOUT_DEFAULTS
+        if self._options is None:
+            self._options = AnsweredCalls(MAX_KEPT_OPTIONS)
+        return self._options
 
 
 def new_among(keys: Sequence[str | None], known: dict[str, str]) -> dict[str | int, int]:

@@ -78,7 +78,8 @@ class BatchEncoder:
         try:
             if event.type not in RECORD_TYPES:  # those the session makes itself, of parts that it has checked
                 check_json_safe(event.data)  # msgpack takes bytes and NaN, and keys that it cannot read back
-                check_json_safe(event.metadata)
+                if event.metadata:
+                    check_json_safe(event.metadata)
             return self._packer.pack(event)
         except (TypeError, ValueError, OverflowError) as exc:
             self._packer.reset()

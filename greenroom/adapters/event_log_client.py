@@ -182,7 +182,9 @@ class EventLogClient:
     def release(self, session_id: str, epoch: int) -> None:
         stream = self._streams.pop((session_id, epoch), None)
         if stream is not None:
-            self._lose(stream, WriterFenced(details={"session_id": session_id, "epoch": epoch}))
+            stream.lost = WriterFenced(details={"session_id": session_id, "epoch": epoch})
+            if stream.pending or stream.behind:
+                self._lose(stream, stream.lost)
 
     def append(self, session_id: str, epoch: int, events: Sequence[NewEvent]) -> "asyncio.Future[Committed]":
         committed: asyncio.Future[Committed] = self._loop.create_future()
@@ -198,6 +200,10 @@ class EventLogClient:
         stream = self._streams.get((session_id, epoch))
         if stream is not None and stream.lost is None:
             self._take(stream, self._encoder.encode(events), None)
+
+    @property
+    def has_room(self) -> bool:
+        return self._room.is_set()
 
     async def room(self) -> None:
         await self._room.wait()

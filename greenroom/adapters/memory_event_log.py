@@ -62,6 +62,10 @@ class MemoryEventLog:
     def record(self, session_id: str, epoch: int, events: Sequence[NewEvent]) -> None:
         asyncio.get_running_loop().call_soon(self._commit, session_id, epoch, self._encoder.encode(events), None)
 
+    @property
+    def has_room(self) -> bool:
+        return True
+
     async def room(self) -> None:
         return None
 

@@ -42,6 +42,10 @@ class ShardedEventLog:
     def record(self, session_id: str, epoch: int, events: Sequence[NewEvent]) -> None:
         self._of(session_id).record(session_id, epoch, events)
 
+    @property
+    def has_room(self) -> bool:
+        return all(log.has_room for log in self._logs)
+
     async def room(self) -> None:
         for log in self._logs:
             await log.room()

@@ -47,14 +47,17 @@ class RowsPlan:
     stops_at_failure: bool
     """Whether the turns after one that failed are not carried out: they go on from what it said."""
 
+    def own_of(self, row: RowWork) -> dict[str, Any]:
+        """What the row's session has otherwise than `spec`, by the names of its fields."""
+        which = {"job": self.job, "keys": list(row.keys), "stops_at_failure": self.stops_at_failure}
+        return {
+            "metadata": {**self.spec.metadata, ROW: which},
+            "max_queued_runs": max(self.spec.max_queued_runs, len(row.inputs)),
+        }
+
     def spec_of(self, row: RowWork) -> SessionSpec:
         """What the row's session is opened with."""
-        which = {"job": self.job, "keys": list(row.keys), "stops_at_failure": self.stops_at_failure}
-        return replace(
-            self.spec,
-            metadata={**self.spec.metadata, ROW: which},
-            max_queued_runs=max(self.spec.max_queued_runs, len(row.inputs)),
-        )
+        return replace(self.spec, **self.own_of(row))
 
 
 @dataclass(frozen=True, slots=True)

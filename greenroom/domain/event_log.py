@@ -143,6 +143,11 @@ class EventLog(Protocol):
         """`append` for those who do not wait: a failure shows at the epoch's next append."""
         ...
 
+    @property
+    def has_room(self) -> bool:
+        """Whether `room` would return at once."""
+        ...
+
     async def room(self) -> None:
         """Return when the log is ready to take more: the way to keep a fast provider from filling memory."""
         ...

@@ -10,6 +10,7 @@ EventId = NewType("EventId", str)
 
 _MICROSECONDS_PER_MILLISECOND = 1000
 _COUNTER_BITS = 74  # what RFC 9562 leaves for rand_a and rand_b together
+_RAND_B = (1 << 62) - 1
 _RESERVE_BITS = 72  # a fresh start below this leaves room to count upwards within one millisecond
 
 
@@ -31,6 +32,8 @@ class IdFactory:
         self._random_bits = random_bits
         self._millisecond = -1
         self._counter = 0
+        self._id = 0
+        """The newest one, as a number."""
 
     def session_id(self) -> SessionId:
         return SessionId("ses_" + self._next_hex())
@@ -51,9 +54,12 @@ class IdFactory:
             self._counter = self._random_bits(_RESERVE_BITS)
         else:
             self._counter += 1
+            if self._counter & _RAND_B:  # nothing is carried into rand_a
+                self._id += 1
+                return f"{self._id:032x}"
             if self._counter >> _COUNTER_BITS:
                 self._millisecond += 1
                 self._counter = self._random_bits(_RESERVE_BITS)
-        counter = self._counter
-        rand_a, rand_b = counter >> 62, counter & ((1 << 62) - 1)
-        return f"{(self._millisecond << 80) | (0x7 << 76) | (rand_a << 64) | (0b10 << 62) | rand_b:032x}"
+        rand_a, rand_b = self._counter >> 62, self._counter & _RAND_B
+        self._id = (self._millisecond << 80) | (0x7 << 76) | (rand_a << 64) | (0b10 << 62) | rand_b
+        return f"{self._id:032x}"

@@ -40,8 +40,10 @@ def _check_mapping(value: dict[Any, Any], depth: int) -> None:
     for key, item in value.items():
         if not isinstance(key, str):
             raise ValueError(f"a key is {type(key).__name__}, not text")  # noqa: TRY004  one error for all reasons
-        _check_text(key, 0)
-        _CHECKS.get(item.__class__, _check_other)(item, depth - 1)
+        if not key.isascii():
+            _check_text(key, 0)
+        if item.__class__ is not str or not item.isascii():  # most are such text
+            _CHECKS.get(item.__class__, _check_other)(item, depth - 1)
 
 
 def _check_list(value: list[Any] | tuple[Any, ...], depth: int) -> None:

@@ -46,6 +46,9 @@ class PastCalls:
         return None if answer.outcome is ToolOutcome.IN_DOUBT and not side_effects else answer
 
 
+NO_PAST_CALLS = PastCalls()
+
+
 def _key(data: Mapping[str, Any]) -> str:
     return call_key(str(data.get("tool_name")), data.get("tool_input"))
 

@@ -41,7 +41,7 @@ class Need(NamedTuple):
 
 ANY = Need()
 
-ROWS_PER_SERVER = 128
+ROWS_PER_SERVER = 512
 """Rows of batches that share a server at most: what a crash interrupts, against 60 MB of memory for each server."""
 
 
@@ -184,6 +184,14 @@ class Placement:
         if need.pool is Pool.ROWS:  # so that all nodes have some
             return min(able, key=lambda server: (load[server.node_id], -len(server.sessions))).name
         return min(able, key=lambda server: (-len(server.sessions), load[server.node_id])).name
+
+    def share_of(self, name: str, need: Need, count: int) -> int:
+        """How many of so many such sessions the server that was chosen can take at once, before one is chosen anew; 1
+        at least."""
+        server = self._servers[name]
+        room = min(self._density(need) - len(server.sessions), self.room_in(need), self._room_for_sessions(need))
+        nodes = len({one.node_id for one in self._servers.values()})
+        return max(1, min(int(room), math.ceil(count / nodes)))
 
     def _room_for_sessions(self, need: Need) -> float:
         if self.max_sessions is None:

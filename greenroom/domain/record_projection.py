@@ -1,10 +1,12 @@
 """Session and Run records as folds over events. The store and the recovery of a session read through these."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from .errors import InvalidTransition
-from .event import RUN_ENDINGS, Event, EventType
+from .event import RUN_ENDINGS, Event, EventType, NewEvent, from_microseconds
 from .run import Run, RunStatus, next_run_status
 from .session import Session, SessionState, next_session_status
 
@@ -36,29 +38,47 @@ def fold_session(session: Session | None, event: Event, *, epoch: int) -> Sessio
     )
 
 
+def new_session(session_id: str, created: NewEvent, started: NewEvent, *, epoch: int) -> Session:
+    """The record after the first two events of a session, session_created and session_started, before they are
+    stored: the same as their fold."""
+    key = created.metadata.get("idempotency_key")
+    session = _session_of(
+        session_id, created.data, SessionState.ACTIVE, from_microseconds(created.timestamp_us), epoch, key
+    )
+    if started.timestamp_us == created.timestamp_us:
+        return session
+    return replace(session, updated_at=from_microseconds(started.timestamp_us))
+
+
 def _created(event: Event, epoch: int) -> Session:
     if event.type is not EventType.SESSION_CREATED:
         raise InvalidTransition(
             f"The first event of a session is session_created, not {event.type}.", details={"event": event.type.value}
         )
-    data = event.data
+    key = event.metadata.get("idempotency_key")
+    return _session_of(event.session_id, event.data, SessionState.PENDING, event.timestamp, epoch, key)
+
+
+def _session_of(
+    session_id: str, data: Mapping[str, Any], status: SessionState, at: datetime, epoch: int, key: str | None
+) -> Session:
     return Session(
-        id=event.session_id,
+        id=session_id,
         agent_id=data["agent_id"],
-        status=SessionState.PENDING,
+        status=status,
         parent_session_id=data["parent_session_id"],
         metadata=data["metadata"],
         context=data["context"],
         tags=data["tags"],
-        created_at=event.timestamp,
-        updated_at=event.timestamp,
+        created_at=at,
+        updated_at=at,
         epoch=epoch,
         provider=data["provider"],
         max_concurrent_runs=data["max_concurrent_runs"],
         max_queued_runs=data["max_queued_runs"],
         run_defaults=data["run_defaults"],
         error=None,
-        idempotency_key=event.metadata.get("idempotency_key"),
+        idempotency_key=key,
         budget=data.get("budget"),
     )
 

@@ -1,6 +1,5 @@
 """How long the runs of a session take: what a caller is told that found its queue full."""
 
-from collections import deque
 from collections.abc import Iterable
 
 _REMEMBERED_RUNS = 20
@@ -10,11 +9,12 @@ class RunPace:
     """The newest runs' times, from start to end, in seconds. Knows no clock."""
 
     def __init__(self) -> None:
-        self._running_s: deque[float] = deque(maxlen=_REMEMBERED_RUNS)
+        self._running_s: list[float] = []
 
     def ended(self, running_s: float) -> None:
         """A run has ended that took so long."""
         self._running_s.append(running_s)
+        del self._running_s[:-_REMEMBERED_RUNS]
 
     def next_end_s(self, under_way_s: Iterable[float]) -> float | None:
         """When the next of the runs that have been under way for so long is likely to end: by the mean of those that

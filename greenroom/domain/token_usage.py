@@ -43,3 +43,6 @@ class TokenUsage:
             cache_read_tokens=int(record.get("cache_read_tokens", 0)),
             cache_write_tokens=int(record.get("cache_write_tokens", 0)),
         )
+
+
+NO_TOKENS = TokenUsage()

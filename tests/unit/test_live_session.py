@@ -1380,9 +1380,9 @@ async def test_a_feed_keeps_no_more_than_its_bytes() -> None:
         event = NewEvent(f"evt_{index}", EventType.MESSAGE_STREAMED, 0, None, None, None, data, {})
         await log.append(SESSION, ownership.epoch, [event])
 
-    page = feed.page(60)
+    page = feed.page(70)
     assert page is not None
-    assert list(range(61, 101)) == seqs(page)
+    assert list(range(71, 101)) == seqs(page)
     assert feed.page(50) is None
     assert [] == feed.page(100)
 

@@ -1,15 +1,23 @@
 """Records are folds over events: each event changes what it should and nothing else, and records survive as JSON."""
 
 import json
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
 from greenroom.domain.errors import DeadlineExceeded, InvalidTransition, ProviderOverloaded
-from greenroom.domain.event import RUN_ENDINGS, Event, EventType, from_microseconds
-from greenroom.domain.record_projection import fold_run, fold_session
+from greenroom.domain.event import (
+    RUN_ENDINGS,
+    Event,
+    EventType,
+    NewEvent,
+    from_microseconds,
+    to_microseconds,
+)
+from greenroom.domain.record_projection import fold_run, fold_session, new_session
 from greenroom.domain.run import Run, RunResult, RunStatus
 from greenroom.domain.run_outcome import outcome_of
 from greenroom.domain.session import Session, SessionState
@@ -112,6 +120,24 @@ def test_a_session_begins_as_its_first_event_says() -> None:
         session.idempotency_key,
         session.created_at,
     )
+
+
+@pytest.mark.parametrize("started_after_us", [0, 7])
+def test_a_session_before_it_is_stored_is_what_its_first_events_make_of_it(started_after_us: int) -> None:
+    key = {"idempotency_key": "k"}
+    created = of_session(1, EventType.SESSION_CREATED, CREATED_DATA, metadata=key)
+    started = replace(
+        of_session(2, EventType.SESSION_STARTED), timestamp=created.timestamp + timedelta(microseconds=started_after_us)
+    )
+
+    made = new_session("ses_1", *map(not_stored, (created, started)), epoch=2)
+
+    assert replace(session_after(created, started, epoch=2), id="ses_1") == made
+
+
+def not_stored(event: Event) -> NewEvent:
+    at_us = to_microseconds(event.timestamp)
+    return NewEvent(event.id, event.type, at_us, None, None, None, event.data, event.metadata)
 
 
 def test_a_session_moves_with_its_events_and_keeps_the_rest() -> None:

