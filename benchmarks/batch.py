@@ -48,10 +48,12 @@ def _is_ours(process: psutil.Process) -> bool:
 
 
 def _private_bytes(process: psutil.Process) -> int:
+    """What is resident and not of a file. The exact figure, from smaps, costs so much CPU that it would be measured."""
     try:
-        return int(process.memory_full_info().uss)
+        memory = process.memory_info()
     except psutil.Error:
         return 0
+    return int(memory.rss - memory.shared)
 
 
 def measure(console: Console) -> list[Figure]:

@@ -11,6 +11,7 @@ import ray
 import ray.exceptions
 
 from ..adapters.clock import id_factory, now_us
+from ..adapters.collector import collect_seldom
 from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.session_homes import remove_home
 from ..domain.errors import GreenroomError, InvalidOperation, SessionDraining, ValidationError
@@ -57,6 +58,7 @@ class Directory:
 
     def __init__(self, address: RuntimeAddress, stores: StoreShards, settings: Mapping[str, Any]) -> None:
         log_to_stderr()
+        collect_seldom()
         self._address = address
         self._stores = stores
         self._settings = dict(settings)
@@ -330,9 +332,12 @@ class Directory:
         self._has_rows = True
         need = Need(alone, self._groups_of(spec), Pool.ROWS, per_server)
         given = {session_id: name for session_id in session_ids if (name := self._placed_on(session_id)) is not None}
-        given |= self._pool.claim_now([session_id for session_id in session_ids if session_id not in given], need)
-        if not given:
-            given[session_ids[0]] = await self._pool.claim(session_ids[0], need)
+        left = [session_id for session_id in session_ids if session_id not in given]
+        if not given | (claimed := self._pool.claim_now(left, need)):
+            first = left.pop(0)
+            claimed = {first: await self._pool.claim(first, need)}
+            claimed |= self._pool.claim_now(left, need)  # others have come free with it
+        given |= claimed
         placed: dict[str, list[str]] = {}
         for session_id, name in given.items():
             placed.setdefault(name, []).append(session_id)

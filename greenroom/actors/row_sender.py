@@ -28,7 +28,7 @@ from .run_outcomes import Outcome
 
 _log = get_logger(__name__)
 
-MAX_TOGETHER = 128
+MAX_TOGETHER = 256
 """Rows that are placed with one call. Each call costs a round trip to the Directory and one to each server."""
 
 _RETRY_S = 0.2

@@ -3,7 +3,7 @@
 import gc
 
 
-def collect_seldom(threshold: int = 20_000) -> None:
+def collect_seldom(threshold: int = 100_000) -> None:
     """Never look again at what there is by now, and at the rest only when `threshold` more containers are made than
     dropped: what sessions and rows leave behind goes by itself.
 

@@ -49,30 +49,67 @@ def batched(values: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:
     return zip(*[iter(values)] * size, strict=True)
 
 
+class OpenBatch:
+    """A batch that events are added to."""
+
+    __slots__ = ("_parts", "_records", "_types", "count", "size")
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._records: list[int] = []
+        self._types = 0
+        self.count = 0
+        """Events."""
+        self.size = 0
+        """Bytes."""
+
+    def add(self, events: Iterable[tuple[EventType, bytes]]) -> None:
+        """Add packed events of these types."""
+        for event_type, packed in events:
+            end = self.size + len(packed)
+            self._types |= TYPE_BITS[event_type]
+            if event_type in RECORD_TYPES:
+                self._records += (self.count, self.size, end)
+            self._parts.append(packed)
+            self.count += 1
+            self.size = end
+
+    def extend(self, batch: EncodedBatch) -> None:
+        """Add all events of another one."""
+        for index, start, end in batched(batch.records, 3):
+            self._records += (index + self.count, start + self.size, end + self.size)
+        self._types |= batch.types
+        self._parts.append(batch.payload)
+        self.count += batch.event_count
+        self.size += len(batch.payload)
+
+    def copy(self) -> "OpenBatch":
+        """One that goes on by itself."""
+        other = OpenBatch()
+        if self.count:
+            other.extend(self.encoded())
+        return other
+
+    def encoded(self) -> EncodedBatch:
+        """What is in it by now."""
+        return EncodedBatch(self.count, self._types, tuple(self._records), b"".join(self._parts))
+
+
 class BatchEncoder:
     """Packs events. Not for use by two threads at once."""
 
     def __init__(self) -> None:
         self._packer = msgpack.Packer()
-        self.largest = 0
-        """Bytes of the largest event of the last batch among those that change no record."""
 
     def encode(self, events: Iterable[NewEvent]) -> EncodedBatch:
         """The batch; ValidationError if an event holds something that JSON does not know."""
-        parts: list[bytes] = []
-        types = offset = largest = 0
-        records: list[int] = []
-        for index, event in enumerate(events):
-            packed = self._pack(event)
-            parts.append(packed)
-            types |= TYPE_BITS[event.type]
-            if event.type in RECORD_TYPES:
-                records += (index, offset, offset + len(packed))
-            elif len(packed) > largest:
-                largest = len(packed)
-            offset += len(packed)
-        self.largest = largest
-        return EncodedBatch(len(parts), types, tuple(records), b"".join(parts))
+        batch = OpenBatch()
+        batch.add(self.packed(events))
+        return batch.encoded()
+
+    def packed(self, events: Iterable[NewEvent]) -> list[tuple[EventType, bytes]]:
+        """Type and bytes of each event; ValidationError if one holds something that JSON does not know."""
+        return [(event.type, self._pack(event)) for event in events]
 
     def _pack(self, event: NewEvent) -> bytes:
         try:
@@ -89,19 +126,9 @@ class BatchEncoder:
             ) from exc
 
 
-def join_batches(batches: Sequence[EncodedBatch]) -> EncodedBatch:
-    """One batch that holds the events of all, in order."""
-    if len(batches) == 1:
-        return batches[0]
-    types = count = offset = 0
-    records: list[int] = []
-    for batch in batches:
-        for index, start, end in batched(batch.records, 3):
-            records += (index + count, start + offset, end + offset)
-        types |= batch.types
-        count += batch.event_count
-        offset += len(batch.payload)
-    return EncodedBatch(count, types, tuple(records), b"".join(batch.payload for batch in batches))
+def is_large(events: Iterable[tuple[EventType, bytes]], limit: int) -> bool:
+    """Whether one of the packed events is larger than that and changes no record."""
+    return any(len(packed) > limit and event_type not in RECORD_TYPES for event_type, packed in events)
 
 
 class SpilledData(NamedTuple):

@@ -15,10 +15,11 @@ from .append_frames import AppendAnswer, AppendEntry, AppendStatus, decode_answe
 from .event_codec import (
     BatchEncoder,
     EncodedBatch,
+    OpenBatch,
     Slab,
     SpilledData,
     decode_slab,
-    join_batches,
+    is_large,
     large_events,
     unpack_data,
     with_spilled_data,
@@ -102,15 +103,13 @@ class _Stream:
     epoch: int
     on_commit: CommitListener
     batch_number: int = 0
-    pending: list[EncodedBatch] = field(default_factory=list[EncodedBatch])
-    """As they are stored."""
-    complete: list[EncodedBatch] = field(default_factory=list[EncodedBatch])
-    """The same batches with all their data, for those who listen."""
+    pending: OpenBatch = field(default_factory=OpenBatch)
+    """What is to be sent next, as it is stored."""
+    complete: OpenBatch | None = None
+    """The same with all its data, for those who listen; None where that lies in it anyway."""
     waiters: list[tuple[int, "asyncio.Future[Committed]"]] = field(
         default_factory=list[tuple[int, "asyncio.Future[Committed]"]]
     )
-    count: int = 0
-    """Events in `pending`."""
     behind: "deque[tuple[EncodedBatch, asyncio.Future[Committed] | None]]" = field(
         default_factory=deque[tuple[EncodedBatch, "asyncio.Future[Committed] | None"]]
     )
@@ -183,7 +182,7 @@ class EventLogClient:
         stream = self._streams.pop((session_id, epoch), None)
         if stream is not None:
             stream.lost = WriterFenced(details={"session_id": session_id, "epoch": epoch})
-            if stream.pending or stream.behind:
+            if stream.pending.count or stream.behind:
                 self._lose(stream, stream.lost)
 
     def append(self, session_id: str, epoch: int, events: Sequence[NewEvent]) -> "asyncio.Future[Committed]":
@@ -193,13 +192,13 @@ class EventLogClient:
             lost = stream.lost if stream else None
             committed.set_exception(lost or WriterFenced(details={"session_id": session_id, "epoch": epoch}))
             return committed
-        self._take(stream, self._encoder.encode(events), committed)
+        self._take(stream, events, committed)
         return committed
 
     def record(self, session_id: str, epoch: int, events: Sequence[NewEvent]) -> None:
         stream = self._streams.get((session_id, epoch))
         if stream is not None and stream.lost is None:
-            self._take(stream, self._encoder.encode(events), None)
+            self._take(stream, events, None)
 
     @property
     def has_room(self) -> bool:
@@ -254,14 +253,21 @@ class EventLogClient:
         if self._lane is not None:
             self._lane.close()
 
-    def _take(self, stream: _Stream, batch: EncodedBatch, committed: "asyncio.Future[Committed] | None") -> None:
-        self._pending_bytes += len(batch.payload)
+    def _take(self, stream: _Stream, events: Sequence[NewEvent], committed: "asyncio.Future[Committed] | None") -> None:
+        packed = self._encoder.packed(events)
+        self._pending_bytes += sum([len(one) for _, one in packed])
         if self._pending_bytes > MAX_PENDING_BYTES:
             self._room.clear()
-        if not stream.behind and self._encoder.largest <= self._spill_bytes:
-            self._enqueue(stream, batch, batch, committed)
+        if not stream.behind and not is_large(packed, self._spill_bytes):
+            offset = stream.pending.count
+            stream.pending.add(packed)
+            if stream.complete is not None:
+                stream.complete.add(packed)
+            self._enqueued(stream, offset, committed)
             return
-        stream.behind.append((batch, committed))
+        batch = OpenBatch()
+        batch.add(packed)
+        stream.behind.append((batch.encoded(), committed))
         if len(stream.behind) == 1:
             task = self._loop.create_task(self._spill(stream), name="greenroom-spill")
             self._spilling.add(task)
@@ -274,7 +280,11 @@ class EventLogClient:
             stored = await self._spilled(stream.session_id, batch)
             if stream.lost is None:
                 stream.behind.popleft()
-                self._enqueue(stream, stored, batch, committed)
+                offset = stream.pending.count
+                stream.complete = stream.complete or stream.pending.copy()
+                stream.complete.extend(batch)
+                stream.pending.extend(stored)
+                self._enqueued(stream, offset, committed)
 
     async def _spilled(self, session_id: str, batch: EncodedBatch) -> EncodedBatch:
         references: dict[int, str] = {}
@@ -287,18 +297,10 @@ class EventLogClient:
                     await asyncio.sleep(_FULL_RETRY_S)
         return with_spilled_data(batch, references) if references else batch
 
-    def _enqueue(
-        self,
-        stream: _Stream,
-        stored: EncodedBatch,
-        complete: EncodedBatch,
-        committed: "asyncio.Future[Committed] | None",
-    ) -> None:
+    def _enqueued(self, stream: _Stream, offset: int, committed: "asyncio.Future[Committed] | None") -> None:
+        """What is pending from this event on waits to be sent."""
         if committed is not None:
-            stream.waiters.append((stream.count, committed))
-        stream.pending.append(stored)
-        stream.complete.append(complete)
-        stream.count += stored.event_count
+            stream.waiters.append((offset, committed))
         self._dirty[stream.session_id, stream.epoch] = stream
         if not self._flush_scheduled:
             # At the end of this turn of the loop: what else happens in it rides in the same frame.
@@ -317,12 +319,12 @@ class EventLogClient:
         entries: list[AppendEntry] = []
         sent: list[_Sent] = []
         for stream in streams.values():
-            batch = join_batches(stream.pending)
+            batch = stream.pending.encoded()
             stream.batch_number += 1
             entries.append(AppendEntry(stream.session_id, stream.epoch, stream.batch_number, batch))
-            complete = batch if stream.complete == stream.pending else join_batches(stream.complete)
+            complete = batch if stream.complete is None else stream.complete.encoded()
             sent.append(_Sent(stream, complete, stream.waiters))
-            stream.pending, stream.complete, stream.waiters, stream.count = [], [], [], 0
+            stream.pending, stream.complete, stream.waiters = OpenBatch(), None, []
         frame = _Frame(encode_frame(self._number, entries), sent, sum(len(item.batch.payload) for item in sent))
         self._in_flight[self._number] = frame
         self._lane.send(frame.data)
@@ -364,11 +366,11 @@ class EventLogClient:
     def _lose(self, stream: _Stream, error: GreenroomError) -> None:
         stream.lost = error
         self._dirty.pop((stream.session_id, stream.epoch), None)
-        behind = [batch for batch, _ in stream.behind]
-        self._give_back(sum(len(batch.payload) for batch in (*stream.complete, *behind)))
+        behind = sum(len(batch.payload) for batch, _ in stream.behind)
+        self._give_back((stream.complete or stream.pending).size + behind)
         _fail(stream.waiters, error)
         _fail([(0, committed) for _, committed in stream.behind if committed is not None], error)
-        stream.pending, stream.complete, stream.waiters, stream.count = [], [], [], 0
+        stream.pending, stream.complete, stream.waiters = OpenBatch(), None, []
         stream.behind.clear()
 
     def _give_back(self, size: int) -> None:

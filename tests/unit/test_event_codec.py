@@ -19,10 +19,10 @@ from greenroom.adapters.append_frames import (
 from greenroom.adapters.event_codec import (
     BatchEncoder,
     EncodedBatch,
+    OpenBatch,
     Slab,
     decode_slab,
     event_bounds,
-    join_batches,
     record_events,
     split_events,
 )
@@ -118,13 +118,24 @@ def test_a_batch_comes_back_as_it_was(events: list[NewEvent]) -> None:
     assert (len(events), mask_of({event.type for event in events})) == (batch.event_count, batch.types)
 
 
-@given(st.lists(plain_batches, min_size=1, max_size=4))
-def test_joined_batches_are_one_batch_of_all_their_events(parts: list[list[NewEvent]]) -> None:
-    encoder = BatchEncoder()
+@given(st.lists(st.tuples(plain_batches, st.booleans()), min_size=1, max_size=4), st.integers(0, 3))
+def test_a_batch_that_grows_is_one_batch_of_all_its_events(
+    parts: list[tuple[list[NewEvent], bool]], copied_at: int
+) -> None:
+    encoder, batch = BatchEncoder(), OpenBatch()
 
-    joined = join_batches([encoder.encode(part) for part in parts])
+    for place, (part, is_batch) in enumerate(parts):
+        if place == copied_at:
+            batch, former = batch.copy(), batch
+            former.add(encoder.packed([an_event()]))
+        if is_batch:
+            batch.extend(encoder.encode(part))
+        else:
+            batch.add(encoder.packed(part))
 
-    assert encoder.encode([event for part in parts for event in part]) == joined
+    whole = encoder.encode([event for part, _ in parts for event in part])
+    assert whole == batch.encoded()
+    assert (whole.event_count, len(whole.payload)) == (batch.count, batch.size)
 
 
 @given(plain_batches)

@@ -42,4 +42,4 @@ def _read_task(chunk: Chunk, columns: Columns, limit: int | None) -> Any:
 def dataset_of(chunks: Sequence[Chunk], columns: Columns) -> Any:
     """The rows as a Dataset, a block for each chunk."""
     read: Any = ray.data.read_datasource  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    return read(ChunkSource(chunks, columns), override_num_blocks=max(1, len(chunks)), ray_remote_args={"num_cpus": 0})
+    return read(ChunkSource(chunks, columns), override_num_blocks=max(1, len(chunks)), num_cpus=0)
