@@ -28,8 +28,8 @@ from .run_outcomes import Outcome
 
 _log = get_logger(__name__)
 
-MAX_TOGETHER = 256
-"""Rows that are placed with one call. Each call costs a round trip to the Directory and one to each server."""
+MAX_TOGETHER_CHARACTERS = 8_000_000
+"""Of the inputs of rows that are sent with one call, but for a single one that is larger."""
 
 _RETRY_S = 0.2
 _LATER_S = 1.0
@@ -84,7 +84,7 @@ class RowSender:
         """Find places for those that wait, a group at a time: what comes meanwhile is in the next one."""
         await asyncio.sleep(0)  # what else is sent in this turn of the loop comes along
         while self._waiting:
-            group = [self._waiting.popleft() for _ in range(min(MAX_TOGETHER, len(self._waiting)))]
+            group = self._next_group()
             rows = {row.session_id: row for row in group}
             try:
                 placed = await self._places(group)
@@ -105,6 +105,18 @@ class RowSender:
             for name, session_ids in placed.items():
                 self._own(self._execute(name, [rows.pop(session_id) for session_id in session_ids]))
             self._waiting.extendleft(reversed(rows.values()))
+
+    def _next_group(self) -> list[RowWork]:
+        """Rows for one call: as many as share a server, since each call costs round trips to the Directory, to a server
+        and to the store. A row took 0.9 ms of CPU in groups of 128 and 0.6 to 0.75 in groups of 512."""
+        group: list[RowWork] = []
+        left = MAX_TOGETHER_CHARACTERS
+        while self._waiting and len(group) < self._plan.per_server:
+            left -= sum(len(one) if isinstance(one, str) else len(repr(one)) for one in self._waiting[0].inputs)
+            if group and left < 0:
+                break
+            group.append(self._waiting.popleft())
+        return group
 
     async def _places(self, rows: Sequence[RowWork]) -> dict[str, list[str]]:
         plan = self._plan

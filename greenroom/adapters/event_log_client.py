@@ -255,10 +255,11 @@ class EventLogClient:
 
     def _take(self, stream: _Stream, events: Sequence[NewEvent], committed: "asyncio.Future[Committed] | None") -> None:
         packed = self._encoder.packed(events)
-        self._pending_bytes += sum([len(one) for _, one in packed])
+        size = sum([len(one) for _, one in packed])
+        self._pending_bytes += size
         if self._pending_bytes > MAX_PENDING_BYTES:
             self._room.clear()
-        if not stream.behind and not is_large(packed, self._spill_bytes):
+        if not stream.behind and (size <= self._spill_bytes or not is_large(packed, self._spill_bytes)):
             offset = stream.pending.count
             stream.pending.add(packed)
             if stream.complete is not None:
