@@ -2,14 +2,12 @@
 
 import errno
 import random
-import time
 from pathlib import Path
 
 from .faulty_files import Faults
 from .lives import Life, Lives
 from .tally import Tally
 
-_ORPHANS_END_S = 0.3
 """A maintenance process ends by itself when its store has died."""
 
 
@@ -23,7 +21,6 @@ def kill(base: Path, dice: random.Random, tally: Tally, rounds: int) -> None:
         if life.wait_until_open():
             life.wait(dice.uniform(0.0, 2.0))
         life.end()
-        time.sleep(_ORPHANS_END_S)
         target = how if life.trace.killed or how == "at a moment" else "at a moment"
         verdict = lives.judged(probe=number == rounds - 1)
         tally.settle("kill", target, verdict.outcome, verdict.of_a_crash())
@@ -49,7 +46,6 @@ def torn(base: Path, dice: random.Random, tally: Tally, rounds: int) -> None:
         if life.wait_until_open():
             life.wait(dice.uniform(0.2, 2.0))
         life.end()
-        time.sleep(_ORPHANS_END_S)
         changed = life.trace.lose_power(lives.folder, dice, how=how)
         verdict = lives.judged(probe=number == rounds - 1)
         problems = verdict.of_a_crash(f" of {changed}") if how == "cut" or not changed else verdict.problems
@@ -76,7 +72,6 @@ def fsync(base: Path, dice: random.Random, tally: Tally, rounds: int) -> None:
         if life.wait_until_open():
             life.wait(dice.uniform(0.5, 2.0))
         life.end()
-        time.sleep(_ORPHANS_END_S)
         life.trace.lose_power(lives.folder, dice)
         ends = "the store ended its process" if lives.ledger.was_fatal else (
             "it did not open" if lives.ledger.was_refused else "it went on, or was killed")  # fmt: skip

@@ -78,7 +78,6 @@ def _round(mount: Path, dice: random.Random, tally: Tally, number: int) -> None:
         and life.process.poll() is None
     )
     life.end()
-    time.sleep(0.3)
     was_fatal = lives.ledger.was_fatal
     verdict = lives.judged(probe=True)
     tally.acknowledged += lives.acknowledged

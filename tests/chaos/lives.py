@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from .faulty_files import Faults, Trace, build
 from .ledger import Ledger
 from .looking import Verdict, judge
@@ -18,6 +20,9 @@ MAX_EVENTS = 4_000
 """A store with more is left, and a new one begun: reading all of it takes the time of more lives."""
 
 END_S = 60
+
+HERE = Path(__file__).parents[2].resolve()
+_MAINTENANCE = "greenroom.adapters.duckdb.maintenance_process"
 
 
 class Lives:
@@ -88,7 +93,7 @@ class Life:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 env=os.environ | environment,
-                cwd=Path(__file__).parents[2],
+                cwd=HERE,
             )
 
     def wait_until_open(self) -> bool:
@@ -115,9 +120,11 @@ class Life:
         return self._files["ledger"].stat().st_size if self._files["ledger"].exists() else 0
 
     def end(self) -> int:
-        """Kill it, if it still lives, and read what it left; the exit code."""
+        """Kill it, if it still lives, wait for what it had started, and read what they left; the exit code."""
         self.process.kill()
         self.process.wait(END_S)
+        _, left = psutil.wait_procs(_maintenance_processes(), END_S)
+        assert not left, "a maintenance process outlives its store"
         assert self.process.stdout is not None
         self.process.stdout.close()
         self._lives.ledger.read(self._files["ledger"])
@@ -128,3 +135,12 @@ class Life:
                 f"the process ended with status {self.process.returncode}: {said[-1] if said else 'and said nothing'}"
             )
         return self.process.returncode
+
+
+def _maintenance_processes() -> list[psutil.Process]:
+    """Those of the stores of this folder of Greenroom: they have a session of their own, and no parent any more."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "cwd"])
+        if _MAINTENANCE in (process.info["cmdline"] or ()) and process.info["cwd"] == str(HERE)
+    ]

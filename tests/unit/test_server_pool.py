@@ -1,6 +1,7 @@
 """The pool of session servers, over servers that a test makes up."""
 
 import asyncio
+from collections import Counter
 
 import pytest
 from hypothesis import given, strategies as st
@@ -479,3 +480,32 @@ async def test_a_row_that_waits_for_a_server_of_its_own_does_not_hold_up_rows_th
     assert world.pool.claim_now(["shared 2"], ROWS) == {"shared 2": "server-1"}
     assert "server-1" == await asyncio.wait_for(world.pool.claim("shared 3", ROWS), 5)
     alone.cancel()
+
+
+async def test_rows_that_find_their_places_together_are_spread_over_the_nodes_and_keep_to_every_limit() -> None:
+    world = rows_world(max_servers=8)
+    for name, node in (("a", "node 1"), ("b", "node 2"), ("c", "node 2")):
+        world.pool.join(Started(name, name, node))
+    rows = [f"row {number}" for number in range(20)]
+    need = Need(groups=(SessionGroup("tenant", "t", 20),), pool=Pool.ROWS, per_server=10)
+
+    placed = Counter(world.pool.claim_now(rows, need).values())
+
+    assert 18 == placed.total()  # nine tenths of what the group may have
+    assert 10 >= max(placed.values())
+    assert abs(placed["a"] - placed["b"] - placed["c"]) <= 3
+    assert {} == world.pool.claim_now(["one more"], need)
+
+
+async def test_places_that_come_back_together_are_given_to_those_who_wait() -> None:
+    world = rows_world(max_servers=2)
+    need = Need(pool=Pool.ROWS, per_server=3)
+    first = await asyncio.wait_for(world.pool.claim("row 0", need), 5)
+    assert dict.fromkeys(("row 1", "row 2"), first) == world.pool.claim_now(["row 1", "row 2", "row 3"], need)
+    waiting = [asyncio.create_task(world.pool.claim(f"late {number}", need)) for number in range(2)]
+    await settled()
+    assert not any(one.done() for one in waiting)
+
+    world.pool.release("row 0", "row 1", "row 2")
+
+    assert [first, first] == [await asyncio.wait_for(one, 5) for one in waiting]
