@@ -160,7 +160,8 @@ class Activation:
         await self._log.require_room()
         common = self._creation_data(plan.spec)
         own = {row.session_id: plan.own_of(row) for row in rows}
-        require_json_safe(own, field="batch.key")
+        for one in own.values():
+            require_json_safe(one, field="batch.key")
         listeners = {row.session_id: _Listener() for row in rows}
         ownerships = await self._log.acquire_new(listeners, self._owner)
         begun: dict[str, LiveSession] = {}

@@ -333,11 +333,13 @@ class Directory:
         need = Need(alone, self._groups_of(spec), Pool.ROWS, per_server)
         given = {session_id: name for session_id in session_ids if (name := self._placed_on(session_id)) is not None}
         left = [session_id for session_id in session_ids if session_id not in given]
-        if not given | (claimed := self._pool.claim_now(left, need)):
+        given |= self._pool.claim_now(left, need)
+        if left and not given:
             first = left.pop(0)
-            claimed = {first: await self._pool.claim(first, need)}
-            claimed |= self._pool.claim_now(left, need)  # others have come free with it
-        given |= claimed
+            given[first] = await self._pool.claim(first, need, behind=len(left))
+            # Meanwhile others have come free, and some of the rows may have been placed for somebody else.
+            given |= {one: name for one in left if (name := self._placed_on(one)) is not None}
+            given |= self._pool.claim_now([one for one in left if one not in given], need)
         placed: dict[str, list[str]] = {}
         for session_id, name in given.items():
             placed.setdefault(name, []).append(session_id)

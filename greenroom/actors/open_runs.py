@@ -240,12 +240,14 @@ class OpenRuns:
         if committed.cancelled() or committed.exception() is not None:
             return
         first_seq = committed.result().first_seq
-        if not self._closed:
-            self._attempts.launch(started)
-        for ending in endings:
-            self._settle(ending, first_seq + ending.offset)
-        if last_word is not None:
-            last_word.said(first_seq + said_at)
+        try:
+            for ending in endings:
+                self._settle(ending, first_seq + ending.offset)
+            if last_word is not None:
+                last_word.said(first_seq + said_at)
+        finally:
+            if not self._closed:
+                self._attempts.launch(started)
 
     def _may_start(self, run_id: str) -> bool:
         """Whether the limits of the whole runtime let the run start now; if not, it is tried again when they may."""

@@ -14,7 +14,6 @@ from ..domain.errors import (
     StorageFull,
     WriterFenced,
 )
-from ..domain.placement import ROWS_PER_SERVER
 from ..domain.tool import NoTools, Toolbox
 from .live_session import LiveSession, NeedsOwnServer, row_call_id
 from .provider_set import ProviderSet, SharedProviders
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
     from ..adapters.tools import CallableToolbox
 
 _log = get_logger(__name__)
+
+MAX_TOOL_THREADS = 128
+"""Calls of blocking tools of one toolbox that run at once; others wait."""
 
 MAX_TOOLBOXES = 8
 """Toolboxes of different jobs that are kept unpacked."""
@@ -100,7 +102,7 @@ class RowDesk:
         if packed is None:
             return NoTools()
         if packed not in self._toolboxes:
-            self._toolboxes[packed] = unpacked(packed, max_threads=ROWS_PER_SERVER)
+            self._toolboxes[packed] = unpacked(packed, max_threads=MAX_TOOL_THREADS)
             if len(self._toolboxes) > MAX_TOOLBOXES:  # not closed: rows may be using it, and it goes with the last one
                 del self._toolboxes[next(iter(self._toolboxes))]
         return self._toolboxes[packed]

@@ -184,9 +184,10 @@ class ServerPool:
                 claimed[session_id] = name
         return claimed
 
-    async def claim(self, session_id: str, need: Need = ANY) -> str:
-        """A server for the session, which has it from then on. MaxSessionsExceeded when too many wait already."""
-        waiting = Waiting(session_id, need, self._loop.create_future())
+    async def claim(self, session_id: str, need: Need = ANY, *, behind: int = 0) -> str:
+        """A server for the session, which has it from then on. MaxSessionsExceeded when too many wait already. So many
+        others come `behind` it: servers are started for them too."""
+        waiting = Waiting(session_id, need, self._loop.create_future(), behind)
         self._line.add(waiting)
         self._hand_out()
         if not waiting.placed.done() and len(self._line) > MAX_WAITING:
@@ -204,7 +205,7 @@ class ServerPool:
                 self.release(session_id)
             raise
         name = self.placement.server_of(session_id)
-        return name if name is not None else await self.claim(session_id, need)
+        return name if name is not None else await self.claim(session_id, need, behind=behind)
 
     def release(self, *session_ids: str) -> None:
         """The sessions are on no server any more."""
@@ -242,7 +243,7 @@ class ServerPool:
         return is_all and any(one.need.pool is Pool.SESSIONS for one in heads)
 
     def _grow(self) -> None:
-        wanted = self.placement.servers_for(self._line.counts())
+        wanted = self.placement.servers_for(self._line.demand())
         count = self.placement.to_start(wanted=wanted, starting=self._starting)
         for _ in range(min(count, MAX_STARTING - self._starting)):
             self._starting += 1

@@ -15,6 +15,8 @@ class Waiting:
     session_id: str
     need: Need
     placed: "asyncio.Future[None]"
+    behind: int = 0
+    """How many that need the same come as soon as this one has its place."""
     number: int = 0
 
 
@@ -24,6 +26,7 @@ class WaitingLine:
 
     def __init__(self) -> None:
         self._lines: dict[Need, dict[int, Waiting]] = {}
+        self._behind: Counter[Need] = Counter()
         self._arrivals = 0
         self._count = 0
 
@@ -38,15 +41,17 @@ class WaitingLine:
         self._arrivals += 1
         waiting.number = self._arrivals
         self._lines.setdefault(waiting.need, {})[waiting.number] = waiting
+        self._behind[waiting.need] += waiting.behind
         self._count += 1
 
     def remove(self, waiting: Waiting) -> None:
         """It waits no more."""
         line = self._lines[waiting.need]
         del line[waiting.number]
+        self._behind[waiting.need] -= waiting.behind
         self._count -= 1
         if not line:
-            del self._lines[waiting.need]
+            del self._lines[waiting.need], self._behind[waiting.need]
 
     def heads(self) -> Iterator[Waiting]:
         """The first of those that need the same, the longest in line first."""
@@ -56,3 +61,7 @@ class WaitingLine:
     def counts(self) -> Counter[Need]:
         """How many wait, by what they need."""
         return Counter({need: len(line) for need, line in self._lines.items()})
+
+    def demand(self) -> Counter[Need]:
+        """The same with those that come behind them."""
+        return Counter({need: len(line) + self._behind[need] for need, line in self._lines.items()})

@@ -100,7 +100,7 @@ class Placement:
         rows_per_server: int = ROWS_PER_SERVER,
     ) -> None:
         self._per_server = {Pool.SESSIONS: sessions_per_server, Pool.ROWS: rows_per_server}
-        self._max_in_pool = {Pool.SESSIONS: max_servers, Pool.ROWS: max(1, max_servers - math.ceil(max_servers / 4))}
+        self._max_in_pool = {Pool.SESSIONS: max_servers, Pool.ROWS: servers_for_rows(max_servers)}
         self.max_servers = max_servers
         self.max_sessions = max_sessions
         self.closed_nodes: set[str] = set()
@@ -282,3 +282,8 @@ class Placement:
 def _limit(limit: int, need: Need) -> int:
     """What of a limit on sessions they may use: rows leave some of it to others."""
     return usable(limit, -1) if need.pool is Pool.ROWS else limit
+
+
+def servers_for_rows(max_servers: int) -> int:
+    """How many of so many servers may have rows."""
+    return max(1, max_servers - math.ceil(max_servers / 4))

@@ -8,8 +8,6 @@ from .faulty_files import Faults
 from .lives import Life, Lives
 from .tally import Tally
 
-"""A maintenance process ends by itself when its store has died."""
-
 
 def kill(base: Path, dice: random.Random, tally: Tally, rounds: int) -> None:
     """kill -9 at a random moment, at a random operation on a file (in the middle of it, if it writes), and of the

@@ -27,8 +27,10 @@ def groups_of(inputs: list[Any], *, per_server: int) -> list[list[str]]:
     return groups
 
 
-def test_as_many_rows_go_together_as_share_a_server() -> None:
+def test_as_many_rows_go_together_as_share_a_server_and_some_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_sender, "FEWEST_TOGETHER", 2)
     assert [["0", "1", "2"], ["3", "4", "5"], ["6"]] == groups_of(["x"] * 7, per_server=3)
+    assert [["0", "1"], ["2"]] == groups_of(["x"] * 3, per_server=1)
 
 
 def test_large_rows_go_with_few_others_and_one_that_is_too_large_goes_by_itself(

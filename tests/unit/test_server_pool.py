@@ -509,3 +509,15 @@ async def test_places_that_come_back_together_are_given_to_those_who_wait() -> N
     world.pool.release("row 0", "row 1", "row 2")
 
     assert [first, first] == [await asyncio.wait_for(one, 5) for one in waiting]
+
+
+async def test_servers_are_started_for_all_rows_that_come_behind_the_one_that_waits() -> None:
+    world = rows_world(max_servers=8)
+    need = Need(pool=Pool.ROWS, per_server=2)
+
+    first = await asyncio.wait_for(world.pool.claim("row 0", need, behind=5), 5)
+    await settled()
+
+    assert 3 == world.servers.started
+    placed = Counter(world.pool.claim_now([f"row {number}" for number in range(1, 6)], need).values())
+    assert {"server-1": 2, "server-2": 2, "server-3": 2} == placed + Counter([first])

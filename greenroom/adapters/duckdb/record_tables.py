@@ -33,9 +33,10 @@ _RecordT = TypeVar("_RecordT", Session, Run)
 STEP_BATCHES = 256
 """Batches folded in one step: some tens of milliseconds. What begins and ends within a step is written once."""
 
-MAX_OPEN = 50_000
-"""Sessions and runs that have not ended and are kept in memory beside the tables, of each so many; others are read from
-them, which takes 0.4 ms each."""
+MAX_OPEN_SESSIONS = 5_000
+MAX_OPEN_RUNS = 50_000
+"""Those that have not ended and are kept in memory beside the tables; others are read from them, which takes 0.4 ms
+each. Sessions may stay open for ever, and have a system prompt each."""
 
 _WATERMARK = "SELECT batch_id FROM watermark"
 _SESSION = "SELECT record FROM sessions WHERE session_id = ?"
@@ -236,8 +237,8 @@ class RecordTables:
             connection.execute("DELETE FROM watermark")
             connection.execute("INSERT INTO watermark VALUES (?)", [watermark])
         self.watermark = watermark
-        _keep_open(self._open_sessions, step.sessions)
-        _keep_open(self._open_runs, step.runs)
+        _keep_open(self._open_sessions, step.sessions, MAX_OPEN_SESSIONS)
+        _keep_open(self._open_runs, step.runs, MAX_OPEN_RUNS)
 
     def session(self, session_id: str) -> Session | None:
         row = first_row(self._connection, _SESSION, [session_id])
@@ -439,13 +440,13 @@ class RecordTables:
         return [Run.from_dict(json.loads(record)) for (record,) in rows]
 
 
-def _keep_open(kept: dict[str, _RecordT], changed: Mapping[str, _RecordT]) -> None:
+def _keep_open(kept: dict[str, _RecordT], changed: Mapping[str, _RecordT], bound: int) -> None:
     for id_, record in changed.items():
         if record.status.is_terminal:
             kept.pop(id_, None)
         else:
             kept[id_] = record
-    while len(kept) > MAX_OPEN:
+    while len(kept) > bound:
         del kept[next(iter(kept))]
 
 

@@ -39,7 +39,8 @@ def _read_task(chunk: Chunk, columns: Columns, limit: int | None) -> Any:
     return ray.data.ReadTask(read, metadata, per_task_row_limit=limit)
 
 
-def dataset_of(chunks: Sequence[Chunk], columns: Columns) -> Any:
-    """The rows as a Dataset, a block for each chunk."""
+def dataset_of(chunks: Sequence[Chunk], columns: Columns, *, fused: bool) -> Any:
+    """The rows as a Dataset, a block for each chunk. `fused`: it is read in the process of the stage that runs the
+    rows, which asks for no CPU either; a stage of its own would have as many processes as it could start."""
     read: Any = ray.data.read_datasource  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    return read(ChunkSource(chunks, columns), override_num_blocks=max(1, len(chunks)), num_cpus=0)
+    return read(ChunkSource(chunks, columns), override_num_blocks=max(1, len(chunks)), num_cpus=0 if fused else None)

@@ -99,7 +99,7 @@ class Batch:
         begin; a second one cancels that; what is done is written in any case."""
         began = time.monotonic()
         runners = self._runners()
-        source = self._source()
+        source = self._source(runs=True)
         refuse_same_columns(source.names, [self._options.prefix + name for name in RESULT_COLUMNS])
         self._job = self._claim(runtime, source)
         try:
@@ -130,13 +130,15 @@ class Batch:
         """Say what would be done; nothing changes."""
         from .dry_run import dry_run  # noqa: PLC0415  few ask
 
-        source = self._source()
+        source = self._source(runs=False)
         refuse_same_columns(source.names, [self._options.prefix + name for name in RESULT_COLUMNS])
         with quiet_data():
             return dry_run(runtime, source.dataset, self._prepared(runtime, source, 1, begins=False))
 
-    def _source(self) -> Source:
-        return find_source(self._given, options=self._options, split=self._split, rows=self._rows_per_block())
+    def _source(self, *, runs: bool) -> Source:
+        return find_source(
+            self._given, options=self._options, split=self._split, rows=self._rows_per_block(), runs=runs
+        )
 
     def _runners(self) -> int:
         return max(1, math.ceil(self._options.concurrency / ROWS_PER_RUNNER))
@@ -287,8 +289,8 @@ def batch(
 # Sources
 
 
-def find_source(given: Any, *, options: BatchOptions, split: str | None, rows: int) -> Source:
-    """The rows of a source as a Dataset, in blocks of so many where they come from files."""
+def find_source(given: Any, *, options: BatchOptions, split: str | None, rows: int, runs: bool) -> Source:
+    """The rows of a source as a Dataset, in blocks of so many where they come from files; `runs`: it is to be run."""
     data: Any = extra_module("ray.data")
     if isinstance(given, data.Dataset):
         dataset: Any = given if options.limit is None else given.limit(options.limit)
@@ -304,17 +306,17 @@ def find_source(given: Any, *, options: BatchOptions, split: str | None, rows: i
     if files.format is Format.PARQUET:
         return _of_parquet(files, options, rows, str(given))
     chunks = chunks_of(files, rows=rows, limit=options.limit)
-    return _of_chunks(chunks, str(given), options)
+    return _of_chunks(chunks, str(given), options, fused=runs and options.session is None)
 
 
-def _of_chunks(chunks: Sequence[Chunk], shown: str, options: BatchOptions) -> Source:
+def _of_chunks(chunks: Sequence[Chunk], shown: str, options: BatchOptions, *, fused: bool) -> Source:
     from .chunk_source import dataset_of  # noqa: PLC0415  loads Ray Data
 
     if not chunks:
         raise _no_rows(shown)
     columns = columns_of(chunks)
     with quiet_data():
-        dataset = _grouped(dataset_of(chunks, columns), columns, options, numbered=True)
+        dataset = _grouped(dataset_of(chunks, columns, fused=fused), columns, options, numbered=True)
     return Source(
         dataset=dataset,
         total=sum(chunk.rows for chunk in chunks),
