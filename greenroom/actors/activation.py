@@ -172,7 +172,7 @@ class Activation:
             listener = listeners[session_id]
             events = self._creation({**common, **own[session_id]}, None)
             begun[session_id] = live = self._live(
-                new_session(session_id, *events, epoch=ownership.epoch),
+                new_session(session_id, events[0], epoch=ownership.epoch),
                 epoch=ownership.epoch,
                 last_seq=0,
                 providers=providers,

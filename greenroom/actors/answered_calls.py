@@ -13,9 +13,8 @@ class AnsweredCalls(Generic[AnswerT]):
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
-        self._answers: dict[
-            str | bytes, AnswerT
-        ] = {}  # a session has several, and an OrderedDict takes seven times more
+        # No OrderedDict: a session has several of these, mostly empty ones.
+        self._answers: dict[str | bytes, AnswerT] = {}
         self.has_forgotten = False
         """Whether there were too many at some time."""
 

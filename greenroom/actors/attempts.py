@@ -101,7 +101,7 @@ class Attempts:
                 continue
             if run.deadline is None:
                 self.set_deadline(run)
-            if run.policies and any(policy.limits for policy in run.policies):
+            if any(policy.limits for policy in run.policies):
                 run.limits = self._limits_of(run)
                 now_us = self._writer.now_us()
                 run.limits.start((now_us - (run.first_started_at_us or now_us)) / 1_000_000)
@@ -278,7 +278,7 @@ class Attempts:
 
     def _max_turns(self, run: LiveRun) -> int | None:
         """The run's own limit and those of its policies, where the provider can keep to one."""
-        limit = tightest(binding(run.policies), Metric.TURNS) if run.policies else None
+        limit = tightest(binding(run.policies), Metric.TURNS)
         if limit is None or not self._providers.counts_turns(run.provider):
             if limit is not None:
                 run.warn(f"Provider {run.provider!r} does not count turns: max_turns cannot be kept.")
@@ -361,7 +361,7 @@ class Attempts:
             limit = tightest(binding(run.policies), Metric.TURNS)
             ran_out = outcome.stop_reason == "max_turns" and limit is not None and limit == self._max_turns(run)
             run.limits.settle(turns_ran_out_at=limit if ran_out else None)
-        if run.cost_usd is None and run.policies and tightest(run.policies, Metric.COST_USD) is not None:
+        if run.cost_usd is None and tightest(run.policies, Metric.COST_USD) is not None:
             run.warn(f"The price of model {model!r} is not known: max_cost_usd was not kept.")
 
     def _fail(self, run: LiveRun, raised: GreenroomError, *, tool_outcome: ToolOutcome = ToolOutcome.CANCELLED) -> None:

@@ -185,12 +185,8 @@ class LiveRun:
 
     def extra_data(self) -> dict[str, Any]:
         """What every terminal event tells of routing and policies, where there is something to tell."""
-        told: dict[str, Any] = {}
-        if (routing := self.route.to_dict(self.provider, self.attempt)) is not None:
-            told["routing"] = routing
-        if (policy := self.policy_result()) is not None:
-            told["policy"] = policy
-        return told
+        told = {"routing": self.route.to_dict(self.provider, self.attempt), "policy": self.policy_result()}
+        return {name: value for name, value in told.items() if value is not None}
 
     def under_way_s(self, now_us: int) -> float:
         """Seconds since its newest attempt started."""

@@ -47,7 +47,7 @@ from .run_outcomes import Outcome, RunOutcomes
 from .run_route import RunRoute
 from .session_writer import SessionWriter
 from .steering_desk import SteeringDesk, not_under_way
-from .submissions import MAX_KEPT_CALLS, Submissions, new_among, run_ids_of
+from .submissions import MAX_KEPT_CALLS, ParsedOptions, Submissions, new_among, run_ids_of
 from .subscriptions import Subscriptions
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class LiveSession:
         parsed = self._submissions.options(options)
         if self._submissions.answer(call_id) is None:
             await self._log.require_room()
-            steers = parsed.busy is Busy.STEER
+            steers = parsed.options.busy is Busy.STEER
             await self._submissions.look_up(idempotency_keys, steering=steers)
             if steers:
                 steered = await self._steer_instead(inputs, idempotency_keys, call_id)
@@ -207,7 +207,7 @@ class LiveSession:
         return await self._queued(run_ids) if acknowledged else run_ids
 
     def _take(
-        self, inputs: Sequence[object], options: RunOptions, keys: Sequence[str | None], call_id: str
+        self, inputs: Sequence[object], parsed: ParsedOptions, keys: Sequence[str | None], call_id: str
     ) -> list[str]:
         """Queue what has no key or a new one; the run ids of all, a key that comes twice among them once."""
         known = self._submissions.known(keys)
@@ -215,8 +215,8 @@ class LiveSession:
         added: list[LiveRun] = []
         if wanted:
             new = list(wanted.values())
-            added = self._admit([inputs[index] for index in new], options)
-            self._enqueue(added, [keys[index] for index in new], call_id)
+            added = self._admit([inputs[index] for index in new], parsed.options)
+            self._enqueue(added, [keys[index] for index in new], call_id, given=parsed.given)
         return run_ids_of(keys, known, wanted, added)
 
     def _admit(self, inputs: Sequence[object], options: RunOptions) -> list[LiveRun]:
@@ -312,12 +312,15 @@ class LiveSession:
             queued_at_us=self._writer.now_us(),
         )
 
-    def _enqueue(self, runs: Sequence[LiveRun], keys: Sequence[str | None], call_id: str) -> None:
+    def _enqueue(
+        self, runs: Sequence[LiveRun], keys: Sequence[str | None], call_id: str, *, given: dict[str, Any]
+    ) -> None:
+        """`given`: their options, as an event keeps them; those of one call have the same."""
         events: list[NewEvent] = []
-        event, options = self._writer.event, self._submissions.given(runs[0].options)  # those of one call have the same
+        event = self._writer.event
         for run, key in zip(runs, keys, strict=True):
             metadata = {"call_id": call_id} if key is None else {"call_id": call_id, "idempotency_key": key}
-            data: dict[str, Any] = {"options": options, "message_count": len(run.messages)}
+            data: dict[str, Any] = {"options": given, "message_count": len(run.messages)}
             if run.route.negotiation is not None and run.route.is_degraded:
                 data["negotiation"] = run.route.negotiation.to_dict()
             events.append(event(EventType.RUN_QUEUED, run, data, metadata=metadata, at_us=run.queued_at_us))

@@ -83,8 +83,7 @@ def completed_data(run: LiveRun, outcome: ProviderOutcome) -> dict[str, Any]:
     }
     try:
         check_json_safe(data)
-        if outcome.metadata:
-            check_json_safe(outcome.metadata)
+        check_json_safe(outcome.metadata)
     except ValueError as exc:
         raise ProviderError(f"Provider {run.provider!r} gave an outcome that is not JSON-safe: {exc}.") from exc
     return data | run.extra_data()

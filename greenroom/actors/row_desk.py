@@ -149,10 +149,6 @@ class RowDesk:
         return outcomes
 
 
-_kept: set["asyncio.Task[Any]"] = set()
-"""Rows whose caller has gone: they go on."""
-
-
 def unpacked(tools: bytes, *, max_threads: int | None = None) -> "CallableToolbox":
     """The tools of a session, ready for use."""
     from ..adapters.tool_packing import unpack_toolbox  # noqa: PLC0415  most sessions have none

@@ -57,8 +57,6 @@ class RunOutcomes:
         """The result of a live run; raises the error that it ends with. Timeout when the own wait is over."""
         waiter = self._add_waiter(run)
         try:
-            if timeout_s is None:
-                return await waiter
             async with asyncio.timeout(timeout_s):
                 return await waiter
         except TimeoutError:

@@ -1,6 +1,6 @@
 """What was submitted to a live session: options parsed once, and the first answer for what comes again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -24,13 +24,15 @@ MAX_KEPT_OPTIONS = 64
 _STEERED = frozenset({EventType.SESSION_STEERED})
 
 
-class _Parsed(NamedTuple):
+class ParsedOptions(NamedTuple):
+    """Options of runs as they were given, and as they hold."""
+
     options: RunOptions
     given: dict[str, Any]
     """As an event keeps them."""
 
 
-_WITHOUT_DEFAULTS: AnsweredCalls[_Parsed] = AnsweredCalls(MAX_KEPT_OPTIONS)
+_WITHOUT_DEFAULTS: AnsweredCalls[ParsedOptions] = AnsweredCalls(MAX_KEPT_OPTIONS)
 """Of all sessions of the process that have no run_defaults: rows of a batch have a session each, and all the same."""
 
 
@@ -44,9 +46,7 @@ class Submissions:
         self._is_first = is_first
         self._answers: AnsweredCalls[list[str]] = AnsweredCalls(MAX_KEPT_CALLS)
         self._keys: AnsweredCalls[str] = AnsweredCalls(MAX_KEPT_CALLS)
-        self._options: AnsweredCalls[_Parsed] | None = None
-        """Of a session with run_defaults."""
-        self._newest: _Parsed | None = None
+        self._options = AnsweredCalls[ParsedOptions](MAX_KEPT_OPTIONS) if session.run_defaults else _WITHOUT_DEFAULTS
 
     def answer(self, call_id: str) -> list[str] | None:
         """The run ids that this call was answered with, if it has come before."""
@@ -94,33 +94,23 @@ class Submissions:
             after = page[-1].seq
         return None
 
-    def options(self, given: object) -> RunOptions:
+    def options(self, given: object) -> ParsedOptions:
         """The run's options; the same object for the same options, since parsing them costs as much as a short run."""
         defaults = self._session.run_defaults
         try:
             key: bytes = msgpack.packb(given)
         except (TypeError, ValueError, OverflowError):  # a RunOptions, or what parsing will refuse
-            return parse_run_options(defaults, given)  # pyright: ignore[reportArgumentType]  checked there
-        kept = self._kept()
-        parsed = kept.get(key)
+            return _parsed(defaults, given)
+        parsed = self._options.get(key)
         if parsed is None:
-            options = parse_run_options(defaults, given)  # pyright: ignore[reportArgumentType]  checked there
-            parsed = _Parsed(options, given_options(options))
-            kept.keep(key, parsed)
-        self._newest = parsed
-        return parsed.options
+            parsed = _parsed(defaults, given)
+            self._options.keep(key, parsed)
+        return parsed
 
-    def given(self, options: RunOptions) -> dict[str, Any]:
-        """Parsed options as an event keeps them."""
-        newest = self._newest
-        return newest.given if newest is not None and newest.options is options else given_options(options)
 
-    def _kept(self) -> AnsweredCalls[_Parsed]:
-        if not self._session.run_defaults:
-            return _WITHOUT_DEFAULTS
-        if self._options is None:
-            self._options = AnsweredCalls(MAX_KEPT_OPTIONS)
-        return self._options
+def _parsed(defaults: Mapping[str, Any], given: object) -> ParsedOptions:
+    options = parse_run_options(defaults, given)  # pyright: ignore[reportArgumentType]  checked there
+    return ParsedOptions(options, given_options(options))
 
 
 def new_among(keys: Sequence[str | None], known: dict[str, str]) -> dict[str | int, int]:

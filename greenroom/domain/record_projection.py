@@ -38,16 +38,12 @@ def fold_session(session: Session | None, event: Event, *, epoch: int) -> Sessio
     )
 
 
-def new_session(session_id: str, created: NewEvent, started: NewEvent, *, epoch: int) -> Session:
-    """The record after the first two events of a session, session_created and session_started, before they are
-    stored: the same as their fold."""
+def new_session(session_id: str, created: NewEvent, *, epoch: int) -> Session:
+    """The record after session_created and a session_started of the same time, before they are stored: the same as
+    their fold."""
     key = created.metadata.get("idempotency_key")
-    session = _session_of(
-        session_id, created.data, SessionState.ACTIVE, from_microseconds(created.timestamp_us), epoch, key
-    )
-    if started.timestamp_us == created.timestamp_us:
-        return session
-    return replace(session, updated_at=from_microseconds(started.timestamp_us))
+    at = from_microseconds(created.timestamp_us)
+    return _session_of(session_id, created.data, SessionState.ACTIVE, at, epoch, key)
 
 
 def _created(event: Event, epoch: int) -> Session:

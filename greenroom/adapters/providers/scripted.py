@@ -104,18 +104,16 @@ class ScriptedProvider:
         )
 
     async def execute(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent | ProviderOutcome]:
-        step = self._step(request)
         self._steered[request.run_id] = []
         try:
-            async with aclosing(self._play(request, step)) as events:
+            async with aclosing(self._play(request)) as events:
                 async for event in events:
                     yield event
         finally:
             del self._steered[request.run_id]
 
-    async def _play(
-        self, request: ProviderRequest, step: ScriptedStep
-    ) -> AsyncGenerator[ProviderEvent | ProviderOutcome]:
+    async def _play(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent | ProviderOutcome]:
+        step = self._step(request)
         if step.latency_s:
             await asyncio.sleep(step.latency_s)
         failure = self._failure(request, step)
