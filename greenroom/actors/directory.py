@@ -82,6 +82,10 @@ class Directory:
         self._pool = ServerPool(placement, launcher, lease_s=settings["lease_s"], on_lost=self._server_lost)
         self._epochs: dict[str, int] = {}
         """Of placed sessions: how a server's word on one that it has left is told from a later one's."""
+        self._processes: dict[str, str] = {}
+        """Of placed sessions: the process of the server that has said that it has them."""
+        self._joined: dict[str, str] = {}
+        """Of servers that have joined after a restart: the process that did."""
         self._lapsed: set[str] = set()
         self._has_rows = False
         """Whether there are, or were, rows of batches."""
@@ -172,7 +176,7 @@ class Directory:
             if name is not None:
                 await self._leave(name, session_id)
                 self._pool.release(session_id)
-                self._epochs.pop(session_id, None)
+                self._forget(session_id)
             await self._stores.ask(session_id, "delete_session")
             await asyncio.to_thread(remove_home, self._settings["homes"], session_id)
             self._opens = {key: opened for key, opened in self._opens.items() if opened != session_id}
@@ -305,8 +309,11 @@ class Directory:
             if answer["needs_own"]:
                 self._pool.release(session_id)
                 need = need._replace(alone=True)
-            elif self._placement.server_of(session_id) == name:
-                self._epochs[session_id] = answer["epoch"]
+                continue
+            if self._placement.server_of(session_id) is None and self._joined.get(name) == answer["process"]:
+                self._placement.put(session_id, name, need)  # it joined meanwhile, and its former sessions were lost
+            if self._placement.server_of(session_id) == name:
+                self._epochs[session_id], self._processes[session_id] = answer["epoch"], answer["process"]
                 self._unconfirmed.pop(session_id, None)
                 return name, answer["session"]
 
@@ -350,7 +357,7 @@ class Directory:
                 await self._stores.save_tools(mine, packed)
         return placed
 
-    async def took_rows(self, name: str, epochs: Mapping[str, int]) -> None:
+    async def took_rows(self, name: str, process: str, epochs: Mapping[str, int]) -> None:
         """The server has begun these rows."""
         await asyncio.shield(self._rebuilt)
         for session_id, epoch in epochs.items():
@@ -358,7 +365,7 @@ class Directory:
             if self._placement.server_of(session_id) is None and name in self._placement:
                 self._placement.put(session_id, name, Need(pool=Pool.ROWS))  # it took longer than was waited for it
             if self._placement.server_of(session_id) == name:
-                self._epochs[session_id] = epoch
+                self._epochs[session_id], self._processes[session_id] = epoch, process
 
     def _release_unconfirmed(self) -> None:
         """Whoever asked for their places has gone."""
@@ -382,7 +389,7 @@ class Directory:
         left: list[str] = []
         for session_id, epoch in gone:
             if self._placement.server_of(session_id) == name and epoch >= self._epochs.get(session_id, epoch + 1):
-                del self._epochs[session_id]
+                self._forget(session_id)
                 left.append(session_id)
         self._pool.release(*left)
 
@@ -399,19 +406,35 @@ class Directory:
         return Standing.LAPSED if name in self._lapsed else Standing.UNKNOWN
 
     async def joined(self, name: str, held: Mapping[str, Any]) -> dict[str, Any]:
-        """A server has begun anew, or was not known here: what it says that it has is all that it has."""
+        """A server has begun anew, or was not known here: it has what it says, and what this process of it has taken
+        over since it said that, for the Directory binds sessions to a server that Ray has restarted before it joins."""
         await asyncio.shield(self._rebuilt)
+        actor = await self._actor_of(name)  # nothing waits from here on
+        process: str = held["process"]
+        newer = {
+            session_id: (PlacedSession(session_id, self._placement.need_of(session_id)), self._epochs[session_id])
+            for session_id in self._placement.sessions_of(name)
+            if self._processes.get(session_id) == process and session_id not in held["sessions"]
+        }
         if name in self._placement:
             self._pool.lose(name)
         self._lapsed.discard(name)
-        self._join(Started(name, await self._actor_of(name), held["node_id"]), held["sessions"])
+        self._joined[name] = process
+        for session_id, (_, epoch) in newer.items():
+            self._epochs[session_id], self._processes[session_id] = epoch, process
+        self._join(Started(name, actor, held["node_id"]), held["sessions"], [session for session, _ in newer.values()])
         return self._settings
 
     async def _actor_of(self, name: str) -> Any:
         return await asyncio.to_thread(ray.get_actor, name, self._address.namespace)
 
-    def _join(self, server: Started, sessions: Mapping[str, HeldSession]) -> None:
-        placed: list[PlacedSession] = []
+    def _forget(self, session_id: str) -> None:
+        """No server has the session any more."""
+        self._epochs.pop(session_id, None)
+        self._processes.pop(session_id, None)
+
+    def _join(self, server: Started, sessions: Mapping[str, HeldSession], others: Sequence[PlacedSession] = ()) -> None:
+        placed = [*others]
         for session_id, held in sessions.items():
             if held.epoch > self._epochs.get(session_id, 0):  # else it is somebody else's, and this one's writes fail
                 groups = self._limits.groups(provider=held.provider, tenant=held.tenant)
@@ -422,7 +445,8 @@ class Directory:
 
     def _server_lost(self, name: str, sessions: frozenset[str]) -> None:
         for session_id in sessions:
-            self._epochs.pop(session_id, None)
+            self._forget(session_id)
+        self._joined.pop(name, None)
         if self._settings["limiter"] is not None:
             self._settings["limiter"].drop.remote(name)
         self._own(self._recover(name))

@@ -78,6 +78,7 @@ class SessionServer:
         log_to_stderr()
         collect_seldom()
         self._name = name
+        self._process = secrets.token_hex(8)
         self._directory = directory
         self._stores = stores
         self._log = stores.event_log(spill_bytes=settings["spill_bytes"])
@@ -132,15 +133,16 @@ class SessionServer:
         async with self._lock(session_id):
             live = self._live.get(session_id)
             if live is not None:
-                return {"needs_own": False, "epoch": live.epoch, "session": None}
+                return {"needs_own": False, "epoch": live.epoch, "session": None, "process": self._process}
             try:
                 live = await self._activate(session_id, spec, idempotency_key, shared=shared)
             except NeedsOwnServer:
                 return {"needs_own": True}
-            return {"needs_own": False, "epoch": live.epoch, "session": live.session}
+            return {"needs_own": False, "epoch": live.epoch, "session": live.session, "process": self._process}
 
     async def held(self) -> dict[str, Any]:
-        """What it has, for a Directory that has just been started."""
+        """What it has by now, for a Directory that has just been started or takes this process for a former one.
+        `process` is another one after each restart."""
         sessions = {
             session_id: HeldSession(
                 live.epoch,
@@ -151,7 +153,7 @@ class SessionServer:
             )
             for session_id, live in self._live.items()
         }
-        return {"node_id": await self.hello(), "sessions": sessions}
+        return {"node_id": await self.hello(), "sessions": sessions, "process": self._process}
 
     async def idle_sessions(self) -> list[IdleSession]:
         """Sessions that have nothing to do. The Directory is told of the next one."""
@@ -462,7 +464,7 @@ class SessionServer:
             live.refuses_runs = self._settings["draining"]
         self._live.update(begun)
         epochs = {session_id: live.epoch for session_id, live in begun.items()}
-        self._directory.took_rows.remote(self._name, epochs)
+        self._directory.took_rows.remote(self._name, self._process, epochs)
         return begun
 
     def _leave_row(self, live: LiveSession) -> None:

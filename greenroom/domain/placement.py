@@ -164,9 +164,13 @@ class Placement:
         """Those of its groups that can have no more sessions like it."""
         return frozenset(group for group in need.groups if self._in_group[group] >= _limit(group.limit, need))
 
+    def need_of(self, session_id: str) -> Need:
+        """What the session was put with."""
+        return self._needs.get(session_id, ANY)
+
     def groups_of(self, session_id: str) -> tuple[SessionGroup, ...]:
         """The groups that the session was put with."""
-        return self._needs.get(session_id, ANY).groups
+        return self.need_of(session_id).groups
 
     def choose(self, need: Need = ANY) -> str | None:
         """A server that can take one more such session: the fullest, so that others stay empty; on the idlest node."""

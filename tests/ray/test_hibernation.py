@@ -12,6 +12,7 @@ import ray
 
 import greenroom
 from greenroom import EventType, Runtime, SessionHandle
+from greenroom.actors.address import DIRECTORY
 from tests.waiting import wait_until
 
 from .processes import actor_rows, pid_of
@@ -251,3 +252,20 @@ def test_a_pool_larger_than_memory_allows_is_refused(cluster: str, tmp_path: Pat
     assert "warm_pool" == refused.value.details["field"]
     with pytest.raises(greenroom.ValidationError):
         greenroom.start(data_dir=tmp_path, warm_pool=3, max_live_actors=2)
+
+
+def test_a_restarted_server_that_joins_late_keeps_what_it_has_taken_over_meanwhile(sleepy: Runtime) -> None:
+    session = sleepy.open_session()
+    run_id = ray.get(session.submit_run.remote("x", {"provider_options": {"latency_s": 1.0}}))
+    (row,) = actor_rows(sleepy, "SessionServer", session.session_id)
+    namespace = sleepy.address.namespace
+    server: Any = ray.get_actor(row["name"], namespace=namespace)
+    directory: Any = ray.get_actor(DIRECTORY, namespace=namespace)
+    held = ray.get(server.held.remote())
+    epoch = held["sessions"][session.session_id].epoch
+
+    ray.get(directory.joined.remote(row["name"], {**held, "sessions": {}}))  # as of before it had the session
+
+    assert row["name"] == actor_rows(sleepy, "SessionServer", session.session_id)[0]["name"]
+    assert 1 == ray.get(session.await_run.remote(run_id, 30)).attempts
+    assert epoch == ray.get(session.status.remote()).epoch
