@@ -30,15 +30,21 @@ def story(session: greenroom.SessionHandle, *types: EventType) -> list[Event]:
 
 
 @ray.remote(num_cpus=0)
-def hammer(breaker: Any, name: str, until_s: float) -> list[bool]:
-    """Ask for permits as fast as it goes, a hundred at once; whether each that was given is a probe."""
+def hammer(breaker: Any, name: str) -> list[bool]:
+    """Ask for permits as fast as it goes, a hundred at once, until a while after somebody was given one.
+
+    Returns:
+        Of each that was given, whether it is a probe.
+    """
     given: list[bool] = []
-    number = 0
-    while time.time() < until_s:
-        keys = [f"{name}/{number + index}" for index in range(100)]
-        number += len(keys)
+    rounds_after = 0
+    for number in itertools.count():
+        keys = [f"{name}/{number}/{index}" for index in range(100)]
         answers = ray.get([breaker.acquire.remote(PermitAsk(key=key, holder=name), False) for key in keys])
         given += [answer.is_probe for answer in answers if isinstance(answer, Permit)]
+        rounds_after += ray.get(breaker.state.remote()).state != "open"
+        if rounds_after == 20:
+            break
     return given
 
 
@@ -46,7 +52,7 @@ def hammer(breaker: Any, name: str, until_s: float) -> list[bool]:
 def test_of_four_processes_that_hammer_a_half_open_breaker_exactly_so_many_get_through(
     cluster: str, probes: int
 ) -> None:
-    options = BreakerOptions(failure_threshold=2, cooldown_s=1.0, half_open_probes=probes)
+    options = BreakerOptions(failure_threshold=2, cooldown_s=3.0, half_open_probes=probes)
     breaker: Any = (
         ray.remote(CircuitBreaker)
         .options(num_cpus=0, max_concurrency=10_000)
@@ -57,7 +63,7 @@ def test_of_four_processes_that_hammer_a_half_open_breaker_exactly_so_many_get_t
         ray.get(breaker.ended.remote(key, AttemptReport(end=AttemptEnd.FAILED)))
     assert ray.get(breaker.state.remote()).state == "open"
 
-    given = ray.get([hammer.remote(breaker, f"process {number}", time.time() + 3.0) for number in range(4)])
+    given = ray.get([hammer.remote(breaker, f"process {number}") for number in range(4)])
 
     assert [True] * probes == [is_probe for each in given for is_probe in each]
     ray.kill(breaker)
@@ -218,24 +224,37 @@ def test_a_run_that_has_used_a_tool_with_side_effects_is_not_tried_elsewhere(sta
     assert "well" == agreed.provider
 
 
-def test_when_all_breakers_are_open_the_run_waits_for_one_of_them(starts: Starts) -> None:
-    breaker = {"failure_threshold": 1, "cooldown_s": 1.0}
-    runtime = starts(
+def _two_with_breakers(starts: Starts, cooldown_s: float) -> greenroom.Runtime:
+    breaker = {"failure_threshold": 1, "cooldown_s": cooldown_s}
+    return starts(
         providers={name: {"kind": "scripted", "breaker": breaker} for name in ("a", "b")},
         routers={"main": {"providers": ["a", "b"]}},
     )
-    session = runtime.open_session(provider="main")
-    broken = {"retry_budget_s": 0, "provider_options": {"fail_with": "provider_unavailable"}}
+
+
+_BROKEN = {"retry_budget_s": 0, "provider_options": {"fail_with": "provider_unavailable"}}
+
+
+def test_when_all_breakers_are_open_the_run_waits_for_one_of_them(starts: Starts) -> None:
+    session = _two_with_breakers(starts, cooldown_s=1.0).open_session(provider="main")
     with pytest.raises(greenroom.ProviderUnavailable):
-        ray.get(session.execute_run.remote("x", broken))
+        ray.get(session.execute_run.remote("x", _BROKEN))
 
     result = ray.get(session.execute_run.remote("x"))
 
     assert (1, "completed") == (result.attempts, result.status)
-    with pytest.raises(greenroom.ProviderUnavailable):
-        ray.get(session.execute_run.remote("x", broken))
-    with pytest.raises(greenroom.ProviderUnavailable):
+
+
+def test_when_all_breakers_are_open_a_run_without_time_to_wait_fails_at_once(starts: Starts) -> None:
+    session = _two_with_breakers(starts, cooldown_s=3600.0).open_session(provider="main")
+    with pytest.raises(greenroom.ProviderUnavailable) as tried:
+        ray.get(session.execute_run.remote("x", _BROKEN))
+
+    with pytest.raises(greenroom.ProviderUnavailable) as refused:
         ray.get(session.execute_run.remote("x", {"retry_budget_s": 0}))
+
+    assert 2 == tried.value.details["attempts"]
+    assert "circuit_open" == refused.value.details["reason"]
 
 
 def test_capabilities_are_required_before_anything_is_queued(starts: Starts) -> None:
