@@ -191,7 +191,8 @@ def runtime_namespace(data_dir: str) -> str:
 
 
 def _wire(address: RuntimeAddress, settings: Settings, *, owns_ray: bool) -> Runtime:
-    """Find the runtime's actors, or start them: the event store first, which may refuse."""
+    """Find the runtime's actors, or start them, all at once: each is a process that takes a second to start. The event
+    store may refuse, and then there is none of them."""
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         node_id=ray.get_runtime_context().get_node_id(), soft=False
     )  # where the disk is: without the store the others can do nothing
@@ -202,15 +203,6 @@ def _wire(address: RuntimeAddress, settings: Settings, *, owns_ray: bool) -> Run
         .remote(address.data_dir, shard, settings.event_store.options())
         for shard in range(address.shards)
     ]
-    try:
-        for store in stores:
-            _ask(store.hello.remote())
-    except GreenroomError:
-        for store in stores:
-            ray.kill(store)
-        if owns_ray:
-            ray.shutdown()
-        raise
     sharded = StoreShards(stores)
     limits = settings.slot_limits()
     limiter: Any = None
@@ -221,6 +213,16 @@ def _wire(address: RuntimeAddress, settings: Settings, *, owns_ray: bool) -> Run
         .options(name=DIRECTORY, **options)
         .remote(address, sharded, {**_server_settings(settings, address), "limiter": limiter})
     )
+    try:
+        for store in stores:
+            _ask(store.hello.remote())
+    except GreenroomError:
+        for actor in (directory, limiter, *stores):
+            if actor is not None:
+                ray.kill(actor)
+        if owns_ray:
+            ray.shutdown()
+        raise
     _check_version(_ask(directory.settings.remote())["version"], address)
     return Runtime(address, stores=sharded, directory=directory, owns_ray=owns_ray)
 

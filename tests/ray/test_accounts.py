@@ -43,7 +43,7 @@ def hammer(breaker: Any, name: str) -> list[bool]:
         answers = ray.get([breaker.acquire.remote(PermitAsk(key=key, holder=name), False) for key in keys])
         given += [answer.is_probe for answer in answers if isinstance(answer, Permit)]
         rounds_after += ray.get(breaker.state.remote()).state != "open"
-        if rounds_after == 20:
+        if rounds_after == 5:
             break
     return given
 
@@ -52,7 +52,7 @@ def hammer(breaker: Any, name: str) -> list[bool]:
 def test_of_four_processes_that_hammer_a_half_open_breaker_exactly_so_many_get_through(
     cluster: str, probes: int
 ) -> None:
-    options = BreakerOptions(failure_threshold=2, cooldown_s=3.0, half_open_probes=probes)
+    options = BreakerOptions(failure_threshold=2, cooldown_s=2.0, half_open_probes=probes)
     breaker: Any = (
         ray.remote(CircuitBreaker)
         .options(num_cpus=0, max_concurrency=10_000)
