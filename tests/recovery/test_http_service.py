@@ -41,11 +41,16 @@ STREAMED = {
 }
 
 
+def folders_of_ingress() -> set[Path]:
+    return set(Path("/tmp").glob("gr-*"))
+
+
 class Service:
     """A `greenroom serve` of a folder."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.folder = folder
+        self.folders_before = folders_of_ingress()
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -117,6 +122,13 @@ def serving(folder: Path, *arguments: str) -> Generator[Service]:
             pipe.close()
 
 
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Generator[Service]:
+    """One with two replicas, for the tests of the module; the last of them ends it."""
+    with serving(tmp_path_factory.mktemp("service"), "--replicas", "2") as service:
+        yield service
+
+
 async def one_client(service: Service, sessions: "asyncio.Queue[int]", logs: dict[str, list[int]]) -> None:
     """Opens sessions, streams a run of each to its end, and keeps which events it saw."""
     async with greenroom.AsyncClient(service.url, key=service.key, timeout_s=120) as client:
@@ -147,16 +159,15 @@ async def loaded(service: Service) -> dict[str, list[int]]:
 
 
 @pytest.mark.timeout(400)
-def test_under_load_with_processes_killed_no_call_fails_and_no_event_is_lost_or_seen_twice(tmp_path: Path) -> None:
-    with serving(tmp_path, "--replicas", "2") as service:
-        logs = asyncio.run(loaded(service))
+def test_under_load_with_processes_killed_no_call_fails_and_no_event_is_lost_or_seen_twice(service: Service) -> None:
+    logs = asyncio.run(loaded(service))
 
-        assert SESSIONS == len(logs)
-        with greenroom.Client(service.url, key=service.key) as client:
-            for session_id, seqs in logs.items():
-                assert list(range(1, len(seqs) + 1)) == seqs, session_id
-                committed = client.session(session_id).read_events(limit=10_000)
-                assert len(seqs) == len(committed), session_id
+    assert SESSIONS == len(logs)
+    with greenroom.Client(service.url, key=service.key) as client:
+        for session_id, seqs in logs.items():
+            assert list(range(1, len(seqs) + 1)) == seqs, session_id
+            committed = client.session(session_id).read_events(limit=10_000)
+            assert len(seqs) == len(committed), session_id
 
 
 def listeners(tree: list[psutil.Process]) -> set[str]:
@@ -171,29 +182,22 @@ def listeners(tree: list[psutil.Process]) -> set[str]:
     return found
 
 
-def folders_of_ingress() -> set[Path]:
-    return set(Path("/tmp").glob("gr-*"))
+def test_a_service_listens_on_the_loopback_alone_lets_runs_end_and_leaves_nothing_behind(service: Service) -> None:
+    tree = service.tree()
+    assert {"127.0.0.1"} == listeners(tree)
+    with greenroom.Client(service.url, key=service.key) as client:
+        session, other = client.open_session(), client.open_session()
+        run_id = session.submit_run("Hello!", {"provider_options": {"chunks": 4_000, "chunk_delay_s": 0.05}})
+        short_id = other.submit_run("Hello!", {"provider_options": {"chunks": 10, "chunk_delay_s": 0.1}})
+        for run in (session.follow(run_id=run_id), other.follow(run_id=short_id)):
+            next(event for event in run if event.type is greenroom.EventType.RUN_STARTED)
+        service.process.send_signal(signal.SIGTERM)
+        assert 130 == service.process.wait(60)
+    assert ("", "") == service.process.communicate()
+    assert [] == psutil.wait_procs(tree, timeout=20)[1], "none of its processes is left"
+    assert service.folders_before == folders_of_ingress()
 
-
-def test_a_service_listens_on_the_loopback_alone_lets_runs_end_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    before = folders_of_ingress()
-    with serving(tmp_path) as service:
-        tree = service.tree()
-        assert {"127.0.0.1"} == listeners(tree)
-        with greenroom.Client(service.url, key=service.key) as client:
-            session, other = client.open_session(), client.open_session()
-            run_id = session.submit_run("Hello!", {"provider_options": {"chunks": 4_000, "chunk_delay_s": 0.05}})
-            short_id = other.submit_run("Hello!", {"provider_options": {"chunks": 10, "chunk_delay_s": 0.1}})
-            for run in (session.follow(run_id=run_id), other.follow(run_id=short_id)):
-                next(event for event in run if event.type is greenroom.EventType.RUN_STARTED)
-            service.process.send_signal(signal.SIGTERM)
-            assert 130 == service.process.wait(60)
-        out, err = service.process.communicate()
-        assert ("", "") == (out, err)
-        assert [] == psutil.wait_procs(tree, timeout=20)[1], "none of its processes is left"
-        assert before == folders_of_ingress()
-
-    with serving(tmp_path) as again, greenroom.Client(again.url, key=service.key) as client:
+    with serving(service.folder) as again, greenroom.Client(again.url, key=service.key) as client:
         ended = client.session(other.session_id).get_run(short_id)
         assert "completed" == ended.status, "it was given the time that it needed"
         run = client.session(session.session_id)
