@@ -43,8 +43,8 @@ install-agents: install-light-agents $(HEAVY_AGENTS:%=$(AGENTS)/%/.installed) ##
 demo: install ## the main job, with two processes killed in the middle
 	$(BIN)/greenroom demo
 
-test: install install-light-agents ## the whole test suite
-	$(BIN)/python -m pytest
+test: install install-light-agents ## the whole test suite, what needs Ray in one process and the rest in another
+	$(BIN)/python -m pytest -n 2
 
 test-providers: install install-agents ## the tests of providers, with every agent there is
 	$(BIN)/python -m pytest tests/conformance/test_providers.py tests/conformance/test_*_provider.py \

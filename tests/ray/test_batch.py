@@ -93,33 +93,59 @@ def _declared(server: MessagesServer, **more: Any) -> tuple[dict[str, Any], dict
 
 POISON: dict[str, Any] = {
     "no prompt": {"id": "p0"},
-    "an empty prompt": {"id": "p1", "prompt": ""},
-    "a number for a prompt": {"id": "p2", "prompt": 7},
-    "no JSON": '{"id": "p3", "prompt": ',
-    "JSON of another kind": '["p4"]',
-    "a message without content": {"id": "p5", "prompt": [{"role": "user"}]},
-    "a role that is none": {"id": "p6", "prompt": [{"role": "boss", "content": "x"}]},
-    "no turns": {"id": "p7", "turns": []},
-    "a key that names nothing": {"id": {"a": 1}, "prompt": "x"},
-    "too much": {"id": "p9", "prompt": "x" * 1_100_000},
+    "a number for a prompt": {"id": "p1", "prompt": 7},
+    "no JSON": '{"id": "p2", "prompt": ',
+    "a message without content": {"id": "p3", "prompt": [{"role": "user"}]},
+    "no turns": {"id": "p4", "turns": []},
+    "too much": {"id": "p5", "prompt": "x" * 1_100_000},
+    "what the provider finds wrong": {"id": "p6", "prompt": "wrong"},
+    "what it will not answer": {"id": "p7", "prompt": "improper"},
+    "an answer that is cut": {"id": "p8", "prompt": "cut"},
+    "an answer that turns into an error": {"id": "p9", "prompt": "broken"},
 }
+POISONED_ANSWERS = {
+    "wrong": answers.error(400),
+    "improper": answers.refusal("no"),
+    "cut": answers.cut(),
+    "broken": answers.midstream_error("api_error"),
+}
+ERRORS = [
+    *["validation_error"] * 6,
+    "provider_invalid_request",
+    "provider_content_refused",
+    "provider_unavailable",
+    "provider_error",
+]
 
 
-def test_rows_poisoned_in_ten_ways_are_rows_with_typed_errors_and_the_others_are_done(
+def test_one_row_in_a_hundred_is_poisoned_in_ten_ways_and_each_is_a_row_with_a_typed_error(
     runtime: greenroom.Runtime, tmp_path: Path
 ) -> None:
-    rows: list[Any] = prompts(200)
+    rows: list[Any] = prompts(990)
     for place, poison in enumerate(POISON.values()):
-        rows.insert(place * 20, poison)
+        rows.insert(place * 100, poison)
 
-    summary = greenroom.batch(jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", runtime=runtime)
+    def answered(body: dict[str, Any]) -> Answer:
+        said = body["messages"][-1]["content"]
+        return POISONED_ANSWERS.get(said, answers.text(said, chunks=1))
+
+    with MessagesServer(default=answered) as server:
+        runtime.declare(*_declared(server))
+        summary = greenroom.batch(
+            jsonl(tmp_path / "in.jsonl", rows),
+            tmp_path / "out.jsonl",
+            runtime=runtime,
+            provider="loop",
+            options={"retry_budget_s": 0},
+        )
 
     found = rows_of(tmp_path / "out.jsonl")
-    failed = [row for row in found if row["status"] == "failed"]
-    assert (200, 10, 210) == (summary.statuses["completed"], summary.failed, len(found))
-    assert {"validation_error"} == {row["error_code"] for row in failed}
-    assert all(row["error_message"] and row["session_id"] is None for row in failed)
-    assert [place * 20 for place in range(10)] == [n for n, row in enumerate(found) if row["status"] == "failed"]
+    failed = [(n, row) for n, row in enumerate(found) if row["status"] == "failed"]
+    assert (990, 10, 1_000) == (summary.statuses["completed"], summary.failed, len(found))
+    assert [place * 100 for place in range(10)] == [n for n, _ in failed]
+    assert ERRORS == [row["error_code"] for _, row in failed]
+    assert all(row["error_message"] for _, row in failed)
+    assert all((row["session_id"] is None) == (row["error_code"] == "validation_error") for _, row in failed)
 
 
 def test_failures_of_every_kind_stay_in_their_rows(runtime: greenroom.Runtime, tmp_path: Path) -> None:

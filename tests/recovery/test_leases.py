@@ -41,8 +41,8 @@ def test_a_frozen_twin_can_write_nothing_and_is_gone(leased: Runtime) -> None:
     took_s = time.monotonic() - frozen_at
     old_handle = ray.get(session.execute_run.remote("z"))
 
-    # While it was frozen its session went on elsewhere. (Twice the lease is the promise; the rest is this machine.)
-    assert took_s < 2 * LEASE_S + 5
+    # While it was frozen its session went on elsewhere. (Twice the lease is the promise; the rest is a busy machine.)
+    assert took_s < 2 * LEASE_S + 30
     assert {"content": "ok"} == result.output == old_handle.output
     wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, what="the twin is gone")
     with pytest.raises(greenroom.RunInterrupted):

@@ -180,9 +180,8 @@ async def test_with_all_breakers_open_a_run_waits_or_tries_the_least_bad(world: 
     other = World()
     eager = await opened(other, probes, router(all_open=AllOpen.PROBE), *map(Named, NAMES))
     (run_id,) = await other.submit(eager, "x")
-    began = asyncio.get_running_loop().time()
     assert "completed" == (await eager.await_run(run_id)).status
-    assert asyncio.get_running_loop().time() - began < 0.2, "before the cooldown is over"
+    assert {False} == {waits for _, waits in probes.asked}
     await other.aclose()
 
 

@@ -29,23 +29,27 @@ class OwnLoop:
         """The stream is closed before the loop ends, if nobody has closed it."""
         self._streams.add(stream)
 
-    def start(self, work: Coroutine[Any, Any, ResultT]) -> Future[ResultT]:
-        """Begin it, and do not wait. InvalidOperation when the loop was stopped."""
+    def start(self, work: Coroutine[Any, Any, ResultT], *, given_up: Future[None] | None = None) -> Future[ResultT]:
+        """Begin it, and do not wait; cancelled when `given_up` is set. InvalidOperation when the loop was stopped."""
         with self._lock:
             if self._is_stopped:
                 work.close()
                 raise InvalidOperation("This client is closed; make a new one.")
-            return asyncio.run_coroutine_threadsafe(work, self._running())
+            if given_up is None:
+                return asyncio.run_coroutine_threadsafe(work, self._running())
+            future = asyncio.run_coroutine_threadsafe(_unless(given_up, work), self._running())
+            future.add_done_callback(lambda _: work.close())  # it has not begun if the loop was stopped before
+            return future
 
     def wait(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
         """Run it to its end. What interrupts the wait, such as Ctrl-C, cancels it."""
-        future = self.start(work)
+        given_up: Future[None] = Future()  # is there before the work is, which may be far before `start` returns
         try:
-            return future.result()
+            return self.start(work, given_up=given_up).result()
         except CancelledError as exc:
             raise InvalidOperation("This client was closed meanwhile; make a new one.") from exc
         except BaseException:
-            future.cancel()
+            given_up.set_result(None)
             raise
 
     def stop(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -72,6 +76,14 @@ class OwnLoop:
 def _run(loop: asyncio.AbstractEventLoop) -> None:
     loop.run_forever()
     loop.close()
+
+
+async def _unless(given_up: Future[None], work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Do the work, or cancel it as soon as it is given up."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    given_up.add_done_callback(lambda _: None if task.done() else loop.call_soon_threadsafe(task.cancel))
+    return await work
 
 
 async def _end(streams: "list[AsyncStream[Any]]", last: Callable[[], Coroutine[Any, Any, None]]) -> None:
