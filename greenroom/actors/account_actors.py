@@ -6,13 +6,11 @@ from typing import Any
 import ray
 
 from ..adapters.providers.registry import BUILT_IN_DECLARATIONS
-from ..domain.circuit import BreakerOptions
 from ..domain.provider import ProviderDeclaration
-from ..domain.rate_budget import RateOptions
 from ..domain.routing import RouterOptions
 from .account_names import managed
 from .address import BREAKER_PREFIX, ROUTER_PREFIX
-from .circuit_breaker import CircuitBreaker
+from .circuit_breaker import CircuitBreaker, account_options
 from .provider_router import ProviderRouter
 
 SHARED_ACTOR: Mapping[str, Any] = {
@@ -35,16 +33,17 @@ def start_accounts(
     *,
     namespace: str,
     lease_s: float,
+    directory: Any,
 ) -> list[Any]:
     """The actor of each account there is, told its options as they are by now; answers to wait for."""
     declared = {**BUILT_IN_DECLARATIONS, **providers}
     told: list[Any] = []
     for name in managed(providers, routers):
-        breaker, rate = declared[name].breaker or BreakerOptions(), declared[name].rate or RateOptions()
+        breaker, rate = account_options(declared[name])
         actor: Any = (
             ray.remote(CircuitBreaker)
             .options(name=BREAKER_PREFIX + name, namespace=namespace, **SHARED_ACTOR)
-            .remote(name, breaker, rate, lease_s)
+            .remote(name, breaker, rate, lease_s, directory)
         )
         told.append(actor.configure.remote(breaker, rate))
     return told

@@ -1,19 +1,29 @@
 """The actor of one provider account: its breaker, its rate budget, and the line of those who wait for it."""
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ray
+import ray.exceptions
 
 from ..adapters.logs import log_to_stderr
+from ..adapters.providers.registry import BUILT_IN_DECLARATIONS
 from ..domain.account import Account, AccountState, AttemptEnd, AttemptReport, Permit, PermitAsk, Refusal, WaitReason
 from ..domain.circuit import Admission, BreakerOptions, CircuitState
+from ..domain.provider import ProviderDeclaration
 from ..domain.rate_budget import RateOptions
 from .holders import Holders
 
 WATCH_S = 1.0
 """How long a server may let attempts begin unasked before it has to ask again: if this actor dies, that is how long
 nobody hears of a breaker that would be open."""
+
+
+def account_options(declared: ProviderDeclaration) -> tuple[BreakerOptions, RateOptions]:
+    """How the account of a provider is kept that is declared so."""
+    return declared.breaker or BreakerOptions(), declared.rate or RateOptions()
 
 
 class CircuitBreaker:
@@ -23,7 +33,9 @@ class CircuitBreaker:
     said what they have under way, and if they know the breaker to be open; its budget of a minute has to fill up first.
     """
 
-    def __init__(self, provider: str, breaker: BreakerOptions, rate: RateOptions, lease_s: float) -> None:
+    def __init__(
+        self, provider: str, breaker: BreakerOptions, rate: RateOptions, lease_s: float, directory: Any
+    ) -> None:
         log_to_stderr()
         self._loop = asyncio.get_running_loop()
         self._account = Account(provider, breaker, rate)
@@ -36,6 +48,14 @@ class CircuitBreaker:
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self._opens_at = self._loop.time() + lease_s / 2
             self._account.budget.drain(self._loop.time())
+            self._reloading = self._loop.create_task(self._reload(provider, directory))
+
+    async def _reload(self, provider: str, directory: Any) -> None:
+        """What it was made with may have been declared anew since."""
+        with contextlib.suppress(ray.exceptions.RayError):  # the runtime ends
+            settings: Mapping[str, Any] = await directory.settings.remote()
+            declared = settings["providers"].get(provider) or BUILT_IN_DECLARATIONS[provider]
+            await self.configure(*account_options(declared))
 
     async def acquire(self, ask: PermitAsk, waits: bool) -> Permit | Refusal:
         """Leave to begin. What `waits` stands in line for it, and is refused only when the breaker opens meanwhile."""

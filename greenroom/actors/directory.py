@@ -127,8 +127,10 @@ class Directory:
     async def _change_settings(self, **changes: Any) -> None:
         """Durable before anybody is told: a Directory that is started anew begins with what it was made with. Under the
         lock."""
+        changes = {**changes, "revision": self._settings["revision"] + 1}
         changed = {**self._settings, **changes}
         note = {
+            "revision": changed["revision"],
             "providers": {name: asdict(declared) for name, declared in changed["providers"].items()},
             "routers": {name: asdict(declared) for name, declared in changed["routers"].items()},
             "draining": changed["draining"],
@@ -148,7 +150,9 @@ class Directory:
         if note is not None:
             declared = {name: ProviderDeclaration.from_record(one) for name, one in note["providers"].items()}
             routers = {name: RouterOptions.from_record(one) for name, one in note["routers"].items()}
-            self._settings.update(providers=declared, routers=routers, draining=note["draining"])
+            self._settings.update(
+                providers=declared, routers=routers, draining=note["draining"], revision=note["revision"]
+            )
 
     # Finding sessions
 

@@ -64,7 +64,11 @@ class Runtime(RuntimeData, RuntimeOverview):
         merged = {**settings["providers"], **providers}, {**settings["routers"], **routers}
         namespace = self._address.namespace
         for answer in await asyncio.to_thread(
-            start_accounts, *merged, namespace=namespace, lease_s=settings["lease_s"]
+            start_accounts,
+            *merged,
+            namespace=namespace,
+            lease_s=settings["lease_s"],
+            directory=self._directory,
         ):
             await self._ask(answer)
         await self._ask(self._directory.declare.remote(providers, routers))

@@ -112,6 +112,10 @@ class SessionServer:
         self._gone: list[tuple[str, int]] = []
         """Sessions that were left in this turn of the loop, with their epochs."""
         restored = ray.get_runtime_context().was_current_actor_reconstructed
+        self._is_current = asyncio.Event()
+        """Set once the settings are those of today: a server that Ray restarts begins with those it was made with."""
+        if not restored:
+            self._is_current.set()
         self._own(self._look_around(at_once=restored))
         self._own(self._keep_lease(restored=restored))
         self._own(self._send_idle_away())
@@ -130,6 +134,7 @@ class SessionServer:
         `needs_own` when it may not be here, since the server is shared: then nothing has changed. `session` is the
         record as of now, if it was not here before.
         """
+        await self._is_current.wait()  # else queued runs of what was declared since would fail for want of it
         async with self._lock(session_id):
             live = self._live.get(session_id)
             if live is not None:
@@ -194,7 +199,10 @@ class SessionServer:
         return {"cancelled": sum(one for one, _ in counts), "left": sum(one for _, one in counts)}
 
     async def change_settings(self, settings: Mapping[str, Any]) -> None:
-        """Hold from now on: declared providers for the runs that start, draining for those that are submitted."""
+        """Hold from now on: declared providers for the runs that start, draining for those that are submitted. What is
+        older than what it has is left: the answer to `joined` may be overtaken."""
+        if settings["revision"] < self._settings["revision"]:
+            return
         self._settings.update(settings)
         self._manage_accounts()
         for live in self._live.values():
@@ -321,6 +329,7 @@ class SessionServer:
                 if not joined:
                     settings: Mapping[str, Any] = await self._directory.joined.remote(self._name, await self.held())
                     await self.change_settings(settings)
+                    self._is_current.set()
                 standing: str = await self._directory.renew.remote(self._name)
                 if self._permits is not None:
                     await self._permits.renew()
@@ -424,6 +433,7 @@ class SessionServer:
     @ray.method(max_task_retries=0)
     async def execute_rows(self, rows: Sequence[RowWork], plan: RowsPlan) -> AsyncGenerator[list[RowEnd]]:
         """See RowDesk.execute. Never retried: whoever asked sends what has not ended again."""
+        await self._is_current.wait()
         async for ends in self._rows.execute(rows, plan):
             yield ends
 

@@ -251,6 +251,7 @@ def _server_settings(settings: Settings, address: RuntimeAddress) -> dict[str, A
         "approval_expires_s": settings.approval_expires_s,
         "placement_labels": settings.placement_labels,
         "draining": False,
+        "revision": 0,
         "version": version("greenroom"),
     }
 

@@ -11,6 +11,7 @@ import ray
 
 import greenroom
 from greenroom import Event, EventType
+from greenroom.actors.address import BREAKER_PREFIX
 from greenroom.actors.circuit_breaker import CircuitBreaker
 from greenroom.domain.account import AttemptEnd, AttemptReport, Permit, PermitAsk
 from greenroom.domain.circuit import BreakerOptions
@@ -56,7 +57,7 @@ def test_of_four_processes_that_hammer_a_half_open_breaker_exactly_so_many_get_t
     breaker: Any = (
         ray.remote(CircuitBreaker)
         .options(num_cpus=0, max_concurrency=10_000)
-        .remote("sick", options, RateOptions(), 60.0)
+        .remote("sick", options, RateOptions(), 60.0, None)
     )
     for key in ("a", "b"):
         assert isinstance(ray.get(breaker.acquire.remote(PermitAsk(key=key, holder="test"), False)), Permit)
@@ -122,6 +123,24 @@ def test_an_account_whose_actor_was_killed_is_tried_before_it_is_trusted(starts:
     results = [ray.get(session.execute_run.remote("x")) for _ in range(5)]
 
     assert all(result.status == "completed" for result in results)
+
+
+def test_an_account_whose_actor_was_killed_is_kept_as_it_was_declared_last(starts: Starts) -> None:
+    def declared(failures: int) -> dict[str, Any]:
+        return {"one": {"kind": "scripted", "breaker": {"failure_threshold": failures, "cooldown_s": 3600.0}}}
+
+    runtime = starts(providers=declared(1_000), lease_s=2.0)
+    starts(providers=declared(1))
+    breaker: Any = ray.get_actor(BREAKER_PREFIX + "one", namespace=runtime.address.namespace)
+    ask = PermitAsk(key="a", holder="test")
+
+    kill_9(runtime, "CircuitBreaker")
+    wait_until(
+        lambda: isinstance(ray.get(breaker.acquire.remote(ask, False)), Permit), what="it lets somebody in again"
+    )
+    ray.get(breaker.ended.remote("a", AttemptReport(end=AttemptEnd.FAILED)))
+
+    assert ray.get(breaker.state.remote()).retry_in_s > 1_000
 
 
 # Routers

@@ -107,14 +107,14 @@ POISONED_ANSWERS = {
     "wrong": answers.error(400),
     "improper": answers.refusal("no"),
     "cut": answers.cut(),
-    "broken": answers.midstream_error("api_error"),
+    "broken": answers.midstream_error("overloaded_error"),
 }
 ERRORS = [
     *["validation_error"] * 6,
     "provider_invalid_request",
     "provider_content_refused",
     "provider_unavailable",
-    "provider_error",
+    "provider_overloaded",
 ]
 
 

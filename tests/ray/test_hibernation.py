@@ -269,3 +269,29 @@ def test_a_restarted_server_that_joins_late_keeps_what_it_has_taken_over_meanwhi
     assert row["name"] == actor_rows(sleepy, "SessionServer", session.session_id)[0]["name"]
     assert 1 == ray.get(session.await_run.remote(run_id, 30)).attempts
     assert epoch == ray.get(session.status.remote()).epoch
+
+
+def test_a_restarted_server_takes_nothing_over_before_it_knows_what_was_declared_meanwhile(
+    cluster: str, tmp_path: Path
+) -> None:
+    runtime = greenroom.start(data_dir=tmp_path, warm_pool=1)
+    session = runtime.open_session(max_concurrent_runs=1)
+    greenroom.start(data_dir=tmp_path, providers={"late": {"kind": "scripted"}})
+    hanging = ray.get(session.submit_run.remote("x", {"provider": "late", "provider_options": {"hang": True}}))
+    queued = ray.get(session.submit_run.remote("x", {"provider": "late"}))
+    wait_until(lambda: ray.get(session.status.remote()).in_flight, what="the first run is under way")
+    (row,) = actor_rows(runtime, "SessionServer", session.session_id)
+    server: Any = ray.get_actor(row["name"], namespace=runtime.address.namespace)
+    directory = pid_of(runtime, "Directory")
+
+    os.kill(directory, signal.SIGSTOP)  # whatever the server asks it is answered late
+    os.kill(row["pid"], signal.SIGKILL)
+    bound = server.bind.remote(session.session_id, None, None, True)
+    early, _ = ray.wait([bound], timeout=3)
+    os.kill(directory, signal.SIGCONT)
+
+    assert [] == early
+    with pytest.raises(greenroom.RunInterrupted):
+        ray.get(session.await_run.remote(hanging, 30))
+    assert "late" == ray.get(session.await_run.remote(queued, 30)).provider
+    runtime.shutdown()
