@@ -1,5 +1,6 @@
 # Two commands do all the set-up on a machine with Python 3.11+, git and make: `make demo` and `make test`.
 PYTHON ?= python3
+WORKERS ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -43,8 +44,8 @@ install-agents: install-light-agents $(HEAVY_AGENTS:%=$(AGENTS)/%/.installed) ##
 demo: install ## the main job, with two processes killed in the middle
 	$(BIN)/greenroom demo
 
-test: install install-light-agents ## the whole test suite, what needs Ray in one process and the rest in another
-	$(BIN)/python -m pytest -n 2
+test: install install-light-agents ## the whole test suite. WORKERS=2: what needs no Ray in a process of its own, beside the rest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-providers: install install-agents ## the tests of providers, with every agent there is
 	$(BIN)/python -m pytest tests/conformance/test_providers.py tests/conformance/test_*_provider.py \

@@ -176,6 +176,13 @@ async def begun(folder: Path) -> None:
             await asyncio.sleep(0.02)
 
 
+async def gone(folder: Path) -> None:
+    """Wait until no hanging command is there."""
+    async with asyncio.timeout(10):
+        while hanging(folder):
+            await asyncio.sleep(0.02)
+
+
 def escalated(path: Path) -> Answer:
     command = {"cmd": f"echo out > {path}", "sandbox_permissions": "require_escalated", "justification": "I must."}
     return answers.tool_use("exec_command", command)
@@ -267,7 +274,7 @@ async def test_a_cancelled_command_is_gone_and_the_client_stays(stage: Stage) ->
     with pytest.raises(asyncio.CancelledError):
         await run
     await stage.provider.turns_given_up()
-    assert hanging(stage.work) == []
+    await gone(stage.work)  # by the client that stays: the turn has ended by its word before the command is dead
     assert psutil.pid_exists(client)
 
 
