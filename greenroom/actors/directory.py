@@ -14,7 +14,7 @@ from ..adapters.clock import id_factory, now_us
 from ..adapters.collector import collect_seldom
 from ..adapters.logs import get_logger, log_to_stderr
 from ..adapters.session_homes import remove_home
-from ..domain.errors import GreenroomError, InvalidOperation, SessionDraining, ValidationError
+from ..domain.errors import GreenroomError, InvalidOperation, SessionDraining, ValidationError, WriterFenced
 from ..domain.identifiers import SESSION_ID
 from ..domain.placement import ANY, Need, Placement, Pool, SessionGroup, SessionLimits
 from ..domain.provider import ProviderDeclaration
@@ -303,6 +303,9 @@ class Directory:
                 )
             except ray.exceptions.RayActorError:
                 self._pool.lose(name)
+                continue
+            except WriterFenced:  # one that a former Directory asked has it by now: it is taken back
+                self._pool.release(session_id)
                 continue
             except BaseException as exc:
                 self._pool.release(session_id)

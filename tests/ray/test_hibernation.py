@@ -275,7 +275,7 @@ def test_a_restarted_server_takes_nothing_over_before_it_knows_what_was_declared
     cluster: str, tmp_path: Path
 ) -> None:
     runtime = greenroom.start(data_dir=tmp_path, warm_pool=1)
-    session = runtime.open_session(max_concurrent_runs=1)
+    session, other = runtime.open_session(max_concurrent_runs=1), runtime.open_session()
     greenroom.start(data_dir=tmp_path, providers={"late": {"kind": "scripted"}})
     hanging = ray.get(session.submit_run.remote("x", {"provider": "late", "provider_options": {"hang": True}}))
     queued = ray.get(session.submit_run.remote("x", {"provider": "late"}))
@@ -286,7 +286,7 @@ def test_a_restarted_server_takes_nothing_over_before_it_knows_what_was_declared
 
     os.kill(directory, signal.SIGSTOP)  # whatever the server asks it is answered late
     os.kill(row["pid"], signal.SIGKILL)
-    bound = server.bind.remote(session.session_id, None, None, True)
+    bound = server.bind.remote(other.session_id, None, None, True)
     early, _ = ray.wait([bound], timeout=3)
     os.kill(directory, signal.SIGCONT)
 
